@@ -1,0 +1,137 @@
+//! The host's policy: what its owner wrote in `vervet.toml`, valid.
+//!
+//! Only the types live here; `document` reads files into them. An experiment can be stricter than
+//! the policy, never wider.
+
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
+
+use jiff::Timestamp;
+
+use crate::experiment::{GroupName, Percent, ProcessSelector};
+
+/// The whole policy file.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Policy {
+    /// Decide and log, touch nothing. The default of a fresh install.
+    pub leashed: bool,
+    /// Directory of journal and history.
+    pub state: PathBuf,
+    /// Directory of the experiments served by name.
+    pub experiments: PathBuf,
+    pub api: ApiPolicy,
+    pub limits: Limits,
+    pub network: NetworkPolicy,
+    pub groups: Vec<GroupPolicy>,
+    pub freezes: Vec<Freeze>,
+}
+
+/// Who may talk to the agent, and how.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ApiPolicy {
+    pub socket: PathBuf,
+    pub listen: Option<SocketAddr>,
+    pub tls: Option<TlsPolicy>,
+    pub tokens: Vec<TokenPolicy>,
+    /// Names, beside the listening address and `localhost`, that a Host header may carry.
+    pub hosts: Vec<String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TlsPolicy {
+    pub cert: PathBuf,
+    pub key: PathBuf,
+    pub client_ca: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TokenPolicy {
+    pub name: String,
+    pub role: Role,
+    /// SHA-256 of the secret's text.
+    pub sha256: [u8; 32],
+}
+
+/// What a caller may do; each includes the one before it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    /// Read.
+    Observer,
+    /// Also plan, run, abort and halt.
+    Operator,
+    /// Also release the halt.
+    Owner,
+}
+
+/// Ceilings on every run of this host.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Limits {
+    /// No step lasts longer.
+    pub duration: Duration,
+    /// No step waits longer for the budget.
+    pub wait: Duration,
+    pub concurrent_runs: u32,
+    pub targets_per_step: u32,
+    pub headroom: HeadroomLimits,
+}
+
+/// What must stay free on the host, in percent of the whole.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct HeadroomLimits {
+    pub memory: Percent,
+    pub pids: Percent,
+    pub file_handles: Percent,
+    pub conntrack: Percent,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NetworkPolicy {
+    /// The bits of a packet's mark that are vervet's. Contiguous, at least two.
+    pub mark_mask: u32,
+}
+
+/// A capacity group as its owner declared it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct GroupPolicy {
+    pub name: GroupName,
+    /// Instances that must stay ready, resolved from a percentage of `expected` (rounded up).
+    pub floor: u32,
+    pub expected: Option<u32>,
+    pub members: ProcessSelector,
+    pub ready: ReadySource,
+    pub poll: Duration,
+    pub stale_after: Duration,
+    pub settle: Duration,
+    pub removal: Removal,
+}
+
+/// The removal budget: so many in any window of this length.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Removal {
+    pub at_once: u32,
+    pub every: Duration,
+}
+
+/// Where a group's ready count comes from.
+#[derive(Debug, Clone, PartialEq)]
+pub enum ReadySource {
+    /// A member that is alive is ready.
+    Process,
+    /// A member that accepts a connection on `port` (absent: on each port that it listens on) is ready.
+    Tcp { port: Option<u16>, within: Duration },
+    /// A member that answers so is ready. `{port}` and `{pid}` in the URL are the member's own.
+    Http { url: String, status: Vec<u16>, body: Option<String>, within: Duration },
+    /// The program prints the number of ready instances, or "ready total".
+    Command { argv: Vec<String>, within: Duration },
+}
+
+/// A time in which nothing runs.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Freeze {
+    pub name: String,
+    pub from: Timestamp,
+    /// Exclusive.
+    pub until: Timestamp,
+    /// IANA name, for showing the times as the owner wrote them.
+    pub zone: String,
+}

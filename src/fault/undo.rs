@@ -1,0 +1,109 @@
+//! What undoes a fault: plain data that suffices after a crash, on another process, and twice.
+//!
+//! An [`Undo`] is durable before its fault is injected. [`revert`] is a function of this data and
+//! of the undos that stay in force beside it: an object that another open undo still names (a
+//! shared `clsact`, a sysctl that two faults need) is left to the last of them.
+
+use serde::{Deserialize, Serialize};
+
+use crate::host::{FaultId, Host, ProcessId};
+
+/// All that puts back what one fault changed, in the order in which it is put back.
+///
+/// The first items end the effect (the nftables table), the rest clean up after it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Undo {
+    pub restores: Vec<Restore>,
+}
+
+/// One thing to put back. Names and old contents only; no handle of a live process.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(tag = "restore", rename_all = "snake_case")]
+pub enum Restore {
+    /// Delete the table of family `inet`: its chains, sets and rules go with it at once.
+    Table { netns: Option<String>, name: String },
+    /// Delete the filter that vervet put on the egress of this device, found by `chain`,
+    /// priority and the device that it redirects to.
+    Filter { netns: Option<String>, device: String, index: u32, priority: u16, to: String },
+    /// Delete the device that vervet made. `group` marks it as vervet's.
+    Link { netns: Option<String>, name: String },
+    /// Delete the `clsact` that vervet made, unless somebody else's filter is on it by now.
+    Clsact { netns: Option<String>, device: String, index: u32 },
+    /// Write the old content back, unless it is no longer what vervet wrote.
+    Sysctl { netns: Option<String>, path: String, old: String, new: String },
+    /// Continue a stopped process.
+    Continue { process: ProcessId },
+}
+
+impl Restore {
+    /// Ends the effect of a fault, as opposed to cleaning up after it.
+    #[must_use]
+    pub fn cuts(&self) -> bool {
+        matches!(self, Self::Table { .. } | Self::Continue { .. })
+    }
+
+    /// May be named by several undos at once; the last one to go puts it back.
+    #[must_use]
+    pub fn is_shared(&self) -> bool {
+        matches!(self, Self::Clsact { .. } | Self::Sysctl { .. })
+    }
+}
+
+/// Reverts `undos` while `kept` stay in force; one result each, in order, with every error.
+///
+/// All effects are ended first, across all undos and in one call to the host, then everything else
+/// is cleaned up: an abort must not wait behind somebody's tidying.
+pub fn revert(
+    host: &dyn Host,
+    undos: &[(FaultId, Undo)],
+    kept: &[Undo],
+) -> Vec<(FaultId, Result<(), Vec<String>>)> {
+    let mut errors: Vec<Vec<String>> = vec![Vec::new(); undos.len()];
+    for cutting in [true, false] {
+        let (items, owners) = batch(undos, kept, cutting);
+        for (result, owners) in host.restore(&items).into_iter().zip(owners) {
+            if let Err(error) = result {
+                for owner in owners {
+                    errors[owner].push(error.to_string());
+                }
+            }
+        }
+    }
+    undos
+        .iter()
+        .zip(errors)
+        .map(|((id, _), errors)| (id.clone(), if errors.is_empty() { Ok(()) } else { Err(errors) }))
+        .collect()
+}
+
+/// Ends the effects of `undos` and leaves the cleaning up to a later [`revert`].
+pub fn cut(host: &dyn Host, undos: &[(FaultId, Undo)]) -> Vec<(FaultId, Result<(), Vec<String>>)> {
+    let mut errors: Vec<Vec<String>> = vec![Vec::new(); undos.len()];
+    let (items, owners) = batch(undos, &[], true);
+    for (result, owners) in host.restore(&items).into_iter().zip(owners) {
+        if let Err(error) = result {
+            owners.into_iter().for_each(|owner| errors[owner].push(error.to_string()));
+        }
+    }
+    undos
+        .iter()
+        .zip(errors)
+        .map(|((id, _), errors)| (id.clone(), if errors.is_empty() { Ok(()) } else { Err(errors) }))
+        .collect()
+}
+
+/// The items of one phase, each once, with the undos that they belong to. Items come in the order of
+/// kinds within the cleaning phase (filters before the devices that they point at, whatever undo
+/// they are of), because `Restore`'s order of variants is the order of undoing.
+fn batch(undos: &[(FaultId, Undo)], kept: &[Undo], cutting: bool) -> (Vec<Restore>, Vec<Vec<usize>>) {
+    let mut items: std::collections::BTreeMap<&Restore, Vec<usize>> = std::collections::BTreeMap::new();
+    for (at, (_, undo)) in undos.iter().enumerate() {
+        for item in undo.restores.iter().filter(|item| item.cuts() == cutting) {
+            let held = item.is_shared() && kept.iter().any(|other| other.restores.contains(item));
+            if !held {
+                items.entry(item).or_default().push(at);
+            }
+        }
+    }
+    items.into_iter().map(|(item, owners)| (item.clone(), owners)).unzip()
+}

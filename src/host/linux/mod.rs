@@ -1,0 +1,3 @@
+//! The real host.
+
+pub mod clock;

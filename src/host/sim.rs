@@ -1,0 +1,1 @@
+//! A host in memory, with seeded failures: for tests and rehearsals.

@@ -1,0 +1,12 @@
+//! `vervet`: chaos engineering that cannot take more than the owner allowed.
+//!
+//! The one idea: **what decides cannot act, and what acts does not decide.**
+//! ARCHITECTURE.md has the map and the invariants; the modules below are in reading order.
+
+pub mod config;
+pub mod experiment;
+pub mod fault;
+pub mod host;
+pub mod policy;
+pub mod runner;
+pub mod view;
