@@ -4,9 +4,11 @@
 //! ARCHITECTURE.md has the map and the invariants; the modules below are in reading order.
 
 pub mod config;
+pub mod document;
 pub mod experiment;
 pub mod fault;
 pub mod host;
 pub mod policy;
 pub mod runner;
+pub mod units;
 pub mod view;
