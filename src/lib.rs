@@ -8,5 +8,6 @@ pub mod experiment;
 pub mod fault;
 pub mod host;
 pub mod policy;
+pub mod probe;
 pub mod runner;
 pub mod view;
