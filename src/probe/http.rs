@@ -140,12 +140,15 @@ fn destination(url: &str) -> Result<Destination, String> {
     if authority.as_str().contains('@') {
         return Err(format!("`{url}` carries credentials, which probes do not send"));
     }
-    // A port that is there but is not one would otherwise read as 80.
-    let port = match authority.port() {
-        Some(port) => port.as_str().parse().map_err(|_| format!("`{url}` has no valid port"))?,
-        None if authority.as_str().ends_with(':') => return Err(format!("`{url}` has no valid port")),
-        None => 80_u16,
+    // The crate takes a port that is none for an absent one, which would read as 80.
+    let port = match authority.as_str().strip_prefix(authority.host()) {
+        Some("") => 80,
+        Some(rest) => rest.strip_prefix(':').and_then(|port| port.parse::<u16>().ok()).unwrap_or(0),
+        None => 0,
     };
+    if port == 0 {
+        return Err(format!("`{url}` has no valid port"));
+    }
     let path = uri.path_and_query().map_or("/", hyper::http::uri::PathAndQuery::as_str);
     Ok(Destination {
         address: format!("{}:{port}", authority.host()),
