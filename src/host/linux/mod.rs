@@ -1,3 +1,5 @@
 //! The real host.
 
 pub mod clock;
+pub mod net;
+pub mod sys;
