@@ -10,8 +10,7 @@ use rustix::io::Errno;
 use super::{
     diag,
     line::Ends,
-    link,
-    namespace,
+    link, namespace,
     netlink::{Family, Message, NFTABLES, NetlinkError, Socket},
     nft,
     plan::{Detail, Slowing, entering, kernel, shape, table},
@@ -26,22 +25,18 @@ use crate::{
 /// Packets that may wait in `netem`: enough for 10 Gbit/s of full segments at a tenth of a second.
 const NETEM_LIMIT: u32 = 100_000;
 
-/// What was made that must be kept, or counted.
-#[derive(Debug, Default)]
-pub struct Installed {
-    /// By name of the TAP device.
-    pub lines: Vec<(String, Ends)>,
-    pub closed: u64,
-}
+/// What was made and lives in this process only: the ends of delay lines, by name of the TAP device.
+pub type Made = Vec<(String, Ends)>;
 
 /// Makes the delay devices and filters of a fault: nothing is delayed yet.
 ///
 /// # Errors
 /// At the first part that failed.
-pub fn prepare(plan: &NetPlan) -> Result<Installed, HostError> {
+pub fn prepare(plan: &NetPlan) -> Result<Made, HostError> {
     let detail = Detail::of(plan)?;
-    let Some(slowing) = &detail.delay else { return Ok(Installed::default()) };
-    namespace::within(plan.netns.as_deref(), || slow(plan, slowing)).map_err(entering(plan.netns.as_deref()))?
+    let Some(slowing) = &detail.delay else { return Ok(Made::new()) };
+    namespace::within(plan.netns.as_deref(), || slow(plan, slowing))
+        .map_err(entering(plan.netns.as_deref()))?
 }
 
 /// Makes the table, which is what does it; then closes what is to be closed. Answers how many.
@@ -73,8 +68,8 @@ fn refused(name: &str, errors: Vec<(usize, NetlinkError)>) -> HostError {
     }
 }
 
-fn slow(plan: &NetPlan, slowing: &Slowing) -> Result<Installed, HostError> {
-    let mut installed = Installed::default();
+fn slow(plan: &NetPlan, slowing: &Slowing) -> Result<Made, HostError> {
+    let mut made = Made::new();
     let mut socket = Socket::open(Family::Route).map_err(kernel("open rtnetlink"))?;
     for item in &plan.restores {
         if let Restore::Sysctl { path, new, .. } = item {
@@ -87,13 +82,15 @@ fn slow(plan: &NetPlan, slowing: &Slowing) -> Result<Installed, HostError> {
     for slowed in &slowing.devices {
         let via = &slowed.via;
         match plan.engine {
-            Some(DelayEngine::Netem) => link::make_ifb(&mut socket, via).map_err(kernel("make an ifb"))?,
+            Some(DelayEngine::Netem) => {
+                link::make_ifb(&mut socket, via).map_err(kernel("make an ifb"))?
+            }
             _ => {
                 let ends = Ends::open(via, slowed.index).map_err(|error| HostError::Kernel {
                     doing: format!("make the TAP device {via}"),
                     error: error.to_string(),
                 })?;
-                installed.lines.push((via.clone(), ends));
+                made.push((via.clone(), ends));
             }
         }
     }
@@ -103,12 +100,13 @@ fn slow(plan: &NetPlan, slowing: &Slowing) -> Result<Installed, HostError> {
         let to = index.ok_or_else(|| HostError::NotFound(format!("device {} is gone", slowed.via)))?;
         if plan.engine == Some(DelayEngine::Netem) {
             let (shape, _) = shape(&plan.action).unwrap_or_else(|| unreachable!("a delay has a shape"));
-            tc::make_netem(&mut socket, to, &shape, NETEM_LIMIT).map_err(kernel("make a netem qdisc"))?;
+            tc::make_netem(&mut socket, to, &shape, NETEM_LIMIT)
+                .map_err(kernel("make a netem qdisc"))?;
         }
         link::adopt(&mut socket, to).map_err(kernel(format!("set {} up", slowed.via)))?;
         redirect(&mut socket, plan, slowing, slowed.index, &slowed.name, to)?;
     }
-    Ok(installed)
+    Ok(made)
 }
 
 /// The filter on one device, read back after.
@@ -171,7 +169,10 @@ pub fn renew(leases: &[(&NetPlan, Duration)]) -> Vec<Result<(), HostError>> {
     results
 }
 
-fn renew_here(leases: &[(&NetPlan, Duration)], members: &[usize]) -> Vec<(usize, Result<(), HostError>)> {
+fn renew_here(
+    leases: &[(&NetPlan, Duration)],
+    members: &[usize],
+) -> Vec<(usize, Result<(), HostError>)> {
     let all = |error: HostError| members.iter().map(|at| (*at, Err(error.clone()))).collect();
     let mut socket = match Socket::open(Family::Netfilter) {
         Ok(socket) => socket,

@@ -93,12 +93,6 @@ impl Totals {
         let waited = Duration::from_nanos(self.waited_ns.load(Ordering::Relaxed));
         (self.delayed.load(Ordering::Relaxed), waited)
     }
-
-    /// Frames that did not fit, or that the device did not take.
-    #[must_use]
-    pub fn dropped(&self) -> u64 {
-        self.dropped.load(Ordering::Relaxed)
-    }
 }
 
 /// A running line.
@@ -150,7 +144,12 @@ impl Line {
         self.stop.1.store(true, Ordering::Release);
         // The counter cannot overflow by one write; and a thread that is gone needs no waking.
         let _ = rustix::io::write(&self.stop.0, &1_u64.to_ne_bytes());
-        self.thread.join().ok()
+        let ends = self.thread.join().ok();
+        let dropped = self.totals.dropped.load(Ordering::Relaxed);
+        if dropped > 0 {
+            tracing::warn!(dropped, "a delay line was full, or its device did not take all frames");
+        }
+        ends
     }
 }
 

@@ -6,7 +6,8 @@
 use std::net::IpAddr;
 
 use super::netlink::{
-    Answer, Attrs, Message, NLM_F_CREATE, NLM_F_EXCL, NetlinkError, Socket, attribute, text, u16_at, u32_at,
+    Answer, Attrs, Message, NLM_F_CREATE, NLM_F_EXCL, NetlinkError, Socket, attribute, text, u16_at,
+    u32_at,
 };
 
 const RTM_NEWLINK: u16 = 16;
@@ -79,10 +80,8 @@ pub fn addresses(socket: &mut Socket) -> Result<Vec<IpAddr>, NetlinkError> {
 /// What the kernel answered.
 pub fn make_ifb(socket: &mut Socket, name: &str) -> Result<(), NetlinkError> {
     // IFLA_IFNAME = 3, IFLA_LINKINFO = 18 with IFLA_INFO_KIND = 1, IFLA_GROUP = 27
-    let attrs = Attrs::default()
-        .text(3, name)
-        .nest(18, &Attrs::default().text(1, "ifb"))
-        .ne32(27, GROUP);
+    let attrs =
+        Attrs::default().text(3, name).nest(18, &Attrs::default().text(1, "ifb")).ne32(27, GROUP);
     socket.request(&Message::new(RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, &[0; IFINFOMSG], &attrs))
 }
 

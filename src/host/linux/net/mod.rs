@@ -69,9 +69,9 @@ impl Net {
     /// # Errors
     /// When a part of it failed; what was made is then undone by [`Self::restore`].
     pub fn install(&self, plan: &NetPlan, lease: Duration) -> Result<(), HostError> {
-        let installed = install::prepare(plan)?;
+        let made = install::prepare(plan)?;
         if let Some((shape, seed)) = plan::shape(&plan.action) {
-            for (number, (name, ends)) in (0..).zip(installed.lines) {
+            for (number, (name, ends)) in (0..).zip(made) {
                 // Each device draws numbers of its own.
                 let seed = seed.wrapping_add(number);
                 let line = Line::start(ends, shape, seed).map_err(|error| HostError::Kernel {

@@ -3,12 +3,7 @@
 //! A thread enters, does the work and ends; so no thread of the pool is ever left in a foreign
 //! namespace, and no cached socket keeps a deleted namespace alive.
 
-use std::{
-    fs::File,
-    io,
-    os::unix::fs::MetadataExt,
-    path::Path,
-};
+use std::{fs::File, io, os::unix::fs::MetadataExt, path::Path};
 
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 

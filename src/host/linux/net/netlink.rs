@@ -149,10 +149,9 @@ impl Message {
     }
 }
 
-/// A message that the kernel sent: type and everything behind the netlink header.
+/// A message of a dump: everything behind the netlink header.
 #[derive(Debug, Clone)]
 pub struct Answer {
-    pub kind: u16,
     pub body: Vec<u8>,
 }
 
@@ -271,7 +270,11 @@ impl Socket {
     ///
     /// # Errors
     /// One entry for each message that failed, by its index; none of the batch took effect.
-    pub fn batch(&mut self, subsystem: u16, messages: &[Message]) -> Result<(), Vec<(usize, NetlinkError)>> {
+    pub fn batch(
+        &mut self,
+        subsystem: u16,
+        messages: &[Message],
+    ) -> Result<(), Vec<(usize, NetlinkError)>> {
         let whole = |error: NetlinkError| vec![(0, error)];
         let count = u32::try_from(messages.len()).unwrap_or(u32::MAX - 2);
         let first = self.next(count.saturating_add(2));
@@ -323,7 +326,7 @@ impl Socket {
                 match header.kind {
                     NLMSG_ERROR => outcome(&header, &body)?,
                     NLMSG_DONE => return Ok((!interrupted).then_some(answers)),
-                    kind => answers.push(Answer { kind, body }),
+                    _ => answers.push(Answer { body }),
                 }
             }
         }

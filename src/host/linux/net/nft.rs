@@ -4,7 +4,10 @@
 //! `enum datatypes`, so that `nft list ruleset` prints what was meant. Builds and reads messages
 //! only; what they mean together is `rules`'s work.
 
-use super::netlink::{Answer, Attrs, Message, NFTABLES, NLM_F_APPEND, NLM_F_CREATE, NLM_F_EXCL, attribute, attributes, be64, text};
+use super::netlink::{
+    Answer, Attrs, Message, NFTABLES, NLM_F_APPEND, NLM_F_CREATE, NLM_F_EXCL, attribute, attributes,
+    be64, text,
+};
 
 const NEWTABLE: u16 = 0;
 const GETTABLE: u16 = 1;
@@ -109,7 +112,8 @@ pub fn table_name(answer: &Answer) -> Option<String> {
 #[must_use]
 pub fn base_chain(table: &str, name: &str, hook: Hook, priority: i32) -> Message {
     let place = Attrs::default().be32(1, hook.number()).be32(2, priority.cast_unsigned());
-    let attrs = Attrs::default().text(1, table).text(3, name).nest(4, &place).be32(5, 1).text(7, "filter");
+    let attrs =
+        Attrs::default().text(1, table).text(3, name).nest(4, &place).be32(5, 1).text(7, "filter");
     message(NEWCHAIN, NLM_F_CREATE | NLM_F_EXCL, &attrs)
 }
 
@@ -121,7 +125,14 @@ pub fn chain(table: &str, name: &str) -> Message {
 
 /// A set of this table. `id` is any number unique in the batch.
 #[must_use]
-pub fn new_set(table: &str, name: &str, id: u32, key: KeyType, flags: u32, size: Option<u32>) -> Message {
+pub fn new_set(
+    table: &str,
+    name: &str,
+    id: u32,
+    key: KeyType,
+    flags: u32,
+    size: Option<u32>,
+) -> Message {
     let mut attrs = Attrs::default()
         .text(1, table)
         .text(2, name)
@@ -131,6 +142,10 @@ pub fn new_set(table: &str, name: &str, id: u32, key: KeyType, flags: u32, size:
         .be32(10, id);
     if let Some(size) = size {
         attrs = attrs.nest(9, &Attrs::default().be32(1, size));
+    }
+    if key == KEY_DEVICE {
+        // For `nft list`: type 0 of the user data, four bytes, says that keys are in the host's order.
+        attrs = attrs.bytes(13, &[&[0, 4][..], &1_u32.to_ne_bytes()].concat());
     }
     message(NEWSET, NLM_F_CREATE | NLM_F_EXCL, &attrs)
 }
@@ -223,7 +238,6 @@ pub fn append_rule(table: &str, chain: &str, expressions: &Expressions) -> Messa
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Meta {
     Mark = 3,
-    Iif = 4,
     Oif = 5,
     IifName = 6,
     OifName = 7,
@@ -237,13 +251,6 @@ pub enum Meta {
 pub enum Base {
     Network = 1,
     Transport = 2,
-}
-
-/// How a value is compared.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Compare {
-    Equal = 0,
-    NotEqual = 1,
 }
 
 /// Where a rule ends.
@@ -281,9 +288,9 @@ impl Expressions {
     }
 
     #[must_use]
-    pub fn compare(self, compare: Compare, value: &[u8], register: u32) -> Self {
+    pub fn equals(self, value: &[u8], register: u32) -> Self {
         let value = Attrs::default().bytes(1, value);
-        self.push("cmp", &Attrs::default().be32(1, register).be32(2, compare as u32).nest(3, &value))
+        self.push("cmp", &Attrs::default().be32(1, register).be32(2, 0).nest(3, &value))
     }
 
     /// `register = (register & mask) ^ xor`
@@ -300,7 +307,10 @@ impl Expressions {
 
     #[must_use]
     pub fn lookup(self, set: &str, register: u32, inverted: bool) -> Self {
-        self.push("lookup", &Attrs::default().text(1, set).be32(2, register).be32(5, u32::from(inverted)))
+        self.push(
+            "lookup",
+            &Attrs::default().text(1, set).be32(2, register).be32(5, u32::from(inverted)),
+        )
     }
 
     /// The ancestor of the socket's cgroup at `level`, as eight bytes in the host's order.

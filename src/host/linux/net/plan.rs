@@ -17,7 +17,7 @@ use super::{
     tc::{self, Classifier},
 };
 use crate::{
-    experiment::DelayEngine,
+    experiment::{DelayEngine, Existing},
     fault::undo::{Restore, Undo},
     host::{FaultId, HostError, NetAction, NetPlan, NetSpec},
 };
@@ -114,6 +114,9 @@ pub fn entering(netns: Option<&str>) -> impl FnOnce(Absent) -> HostError {
 /// When the selector does not resolve, or the host lacks something.
 pub fn plan(probe: &Probe, spec: &NetSpec, open: &[Undo]) -> Result<NetPlan, HostError> {
     check_name(&spec.fault)?;
+    if spec.traffic.cgroup.is_some() {
+        probe.cgroup.clone().map_err(HostError::Unavailable)?;
+    }
     let netns = spec.traffic.netns.as_deref().map(namespace::resolve).transpose()?;
     let selection = select::selection(spec)?;
     let resolve = || match spec.action {
@@ -151,8 +154,12 @@ fn cap(
         unreachable!("only caps are planned here")
     };
     probe.cap.clone().map_err(HostError::Unavailable)?;
-    if existing == crate::experiment::Existing::Close {
+    if existing == Existing::Close {
         probe.destroy.clone().map_err(HostError::Unavailable)?;
+        if selection.interface.is_some() {
+            let why = "open connections cannot be told apart by device: drop `interface`, or keep them";
+            return Err(HostError::Unavailable(why.to_owned()));
+        }
     }
     let deed = Deed::Cap { max, per_source, new_per_second, excess };
     let restores = vec![Restore::Table { netns: netns.map(str::to_owned), name: table(&spec.fault) }];
@@ -193,8 +200,11 @@ fn delay(
     for link in &found {
         let filters = tc::egress_filters(&mut socket, link.index).map_err(kernel("list filters"))?;
         used.extend(filters.iter().map(|filter| filter.priority));
-        let clsact =
-            Restore::Clsact { netns: netns.map(str::to_owned), device: link.name.clone(), index: link.index };
+        let clsact = Restore::Clsact {
+            netns: netns.map(str::to_owned),
+            device: link.name.clone(),
+            index: link.index,
+        };
         let shared = open.iter().any(|undo| undo.restores.contains(&clsact));
         match tc::ingress_qdisc(&mut socket, link.index).map_err(kernel("list qdiscs"))?.as_deref() {
             Some("clsact") if !shared => {}
@@ -217,7 +227,8 @@ fn delay(
             via: format!("vv{}{at:x}", spec.fault.0),
         })
         .collect();
-    let mut restores = vec![Restore::Table { netns: netns.map(str::to_owned), name: table(&spec.fault) }];
+    let mut restores =
+        vec![Restore::Table { netns: netns.map(str::to_owned), name: table(&spec.fault) }];
     restores.extend(devices.iter().map(|slowed| Restore::Filter {
         netns: netns.map(str::to_owned),
         device: slowed.name.clone(),
@@ -225,10 +236,11 @@ fn delay(
         priority,
         to: slowed.via.clone(),
     }));
-    restores.extend(devices.iter().map(|slowed| Restore::Link {
-        netns: netns.map(str::to_owned),
-        name: slowed.via.clone(),
-    }));
+    restores.extend(
+        devices
+            .iter()
+            .map(|slowed| Restore::Link { netns: netns.map(str::to_owned), name: slowed.via.clone() }),
+    );
     restores.extend(clsacts);
     if engine == DelayEngine::Tap && found.iter().any(|link| link.loopback) {
         restores.extend(sysctls(netns, open)?);

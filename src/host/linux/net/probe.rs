@@ -17,11 +17,11 @@ use super::{
     shape::Shape,
     tc::{self, Classifier},
 };
+use crate::experiment::FaultKind;
 use crate::{
     experiment::{DelayEngine, Distribution, Excess, Percent, Protocol},
     host::Ability,
 };
-use crate::experiment::FaultKind;
 
 type Verdict<T = ()> = Result<T, String>;
 
@@ -101,17 +101,24 @@ impl Probe {
 
     fn trial() -> Self {
         let delay = Deed::Mark { mark: 1, mask: 0xff, devices: vec![LOOPBACK] };
-        let cap =
-            Deed::Cap { max: Some(1), per_source: Some(1), new_per_second: Some(1), excess: Excess::Reset };
+        let cap = Deed::Cap {
+            max: Some(1),
+            per_source: Some(1),
+            new_per_second: Some(1),
+            excess: Excess::Reset,
+        };
         let mut route = match Socket::open(Family::Route) {
             Ok(socket) => socket,
             Err(error) => return Self::none(&format!("rtnetlink: {error}")),
         };
-        let clsact = tc::make_clsact(&mut route, LOOPBACK).map_err(|error| no_module("sch_ingress", &error));
+        let clsact =
+            tc::make_clsact(&mut route, LOOPBACK).map_err(|error| no_module("sch_ingress", &error));
         Self {
             cap: table(&selection(Hook::Input), &cap),
             destroy: diag::can_destroy().map_err(|error| {
-                format!("closing open connections: {error}; needs a kernel with CONFIG_INET_DIAG_DESTROY")
+                format!(
+                    "closing open connections: {error}; needs a kernel with CONFIG_INET_DIAG_DESTROY"
+                )
             }),
             mark: table(&selection(Hook::Output), &delay),
             cgroup: table(
@@ -149,7 +156,8 @@ impl Probe {
             ));
         }
         let module = |name: &str| {
-            let missing = || format!("the kernel has no {name}; `modprobe {name}` or another kernel brings it");
+            let missing =
+                || format!("the kernel has no {name}; `modprobe {name}` or another kernel brings it");
             has_module(name).then_some(()).ok_or_else(missing)
         };
         let raw = if has_capability(13) { Ok(()) } else { Err("give it CAP_NET_RAW".to_owned()) };
@@ -243,7 +251,11 @@ fn no_module(name: &str, error: &NetlinkError) -> String {
     if error.errno == Errno::PERM {
         return "not permitted; run vervet as root, or give it CAP_NET_ADMIN".to_owned();
     }
-    let extra = if name == "sch_netem" { " (on RHEL and Fedora after installing kernel-modules-extra)" } else { "" };
+    let extra = if name == "sch_netem" {
+        " (on RHEL and Fedora after installing kernel-modules-extra)"
+    } else {
+        ""
+    };
     format!("the kernel has no {name} ({error}); try `modprobe {name}`{extra}")
 }
 

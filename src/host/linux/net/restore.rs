@@ -116,15 +116,21 @@ fn tables(members: &[(usize, &Restore)]) -> Results {
         Ok(listed) => listed,
         Err(error) => return failed(error),
     };
-    let present: std::collections::BTreeSet<String> = answers.iter().filter_map(nft::table_name).collect();
-    let doomed: Vec<_> =
-        wanted.iter().filter(|(_, name)| present.contains(*name)).map(|(_, n)| nft::delete_table(n)).collect();
+    let present: std::collections::BTreeSet<String> =
+        answers.iter().filter_map(nft::table_name).collect();
+    let doomed: Vec<_> = wanted
+        .iter()
+        .filter(|(_, name)| present.contains(*name))
+        .map(|(_, n)| nft::delete_table(n))
+        .collect();
     if doomed.is_empty() || socket.batch(NFTABLES, &doomed).is_ok() {
         return wanted.into_iter().map(|(at, _)| (at, Ok(()))).collect();
     }
     let mut one = |name: &str| match socket.batch(NFTABLES, &[nft::delete_table(name)]) {
         Err(errors) => match errors.into_iter().next() {
-            Some((_, error)) if !error.is_missing() => Err(kernel(format!("delete the table {name}"))(error)),
+            Some((_, error)) if !error.is_missing() => {
+                Err(kernel(format!("delete the table {name}"))(error))
+            }
             _ => Ok(()),
         },
         Ok(()) => Ok(()),
@@ -166,7 +172,8 @@ fn links(socket: &mut Socket, members: &[(usize, &Restore)], lines: &Lines) -> R
     let held = stop_lines(members, lines);
     let outcome = link::list(socket).and_then(|links| {
         let ours = |name: &str| links.iter().find(|link| link.name == name && link::is_ours(link));
-        let doomed: Vec<u32> = names.iter().filter_map(|(_, name)| ours(name)).map(|l| l.index).collect();
+        let doomed: Vec<u32> =
+            names.iter().filter_map(|(_, name)| ours(name)).map(|l| l.index).collect();
         link::delete(socket, &doomed)
     });
     drop(held);
@@ -186,8 +193,10 @@ fn link_names<'a>(members: &[(usize, &'a Restore)]) -> Vec<(usize, &'a str)> {
 }
 
 fn stop_lines(members: &[(usize, &Restore)], lines: &Lines) -> Vec<super::line::Ends> {
-    let stopped: Vec<_> =
-        link_names(members).into_iter().filter_map(|(_, name)| super::locked(lines).remove(name)).collect();
+    let stopped: Vec<_> = link_names(members)
+        .into_iter()
+        .filter_map(|(_, name)| super::locked(lines).remove(name))
+        .collect();
     stopped.into_iter().filter_map(super::line::Line::stop).collect()
 }
 

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     netlink::Message,
     nft::{
-        self, Base, Compare, Element, Expressions, Hook, KeyType, Meta, NFPROTO_IPV4, NFPROTO_IPV6, REG,
+        self, Base, Element, Expressions, Hook, KeyType, Meta, NFPROTO_IPV4, NFPROTO_IPV6, REG,
         SET_CONSTANT, SET_DYNAMIC, SET_INTERVAL, SET_TIMEOUT, Verdict,
     },
 };
@@ -135,7 +135,7 @@ impl Rule {
     }
 
     fn meta_is(self, words: &str, key: Meta, value: &[u8]) -> Self {
-        self.then(words, |e| e.meta(key, REG).compare(Compare::Equal, value, REG))
+        self.then(words, |e| e.meta(key, REG).equals(value, REG))
     }
 
     fn tcp(self) -> Self {
@@ -145,11 +145,7 @@ impl Rule {
     /// A new connection: SYN without ACK.
     fn attempt(self) -> Self {
         self.tcp().then("tcp flags & (syn | ack) == syn", |e| {
-            e.payload(Base::Transport, 13, 1, REG).bitwise(&[0x12], &[0], REG).compare(
-                Compare::Equal,
-                &[0x02],
-                REG,
-            )
+            e.payload(Base::Transport, 13, 1, REG).bitwise(&[0x12], &[0], REG).equals(&[0x02], REG)
         })
     }
 
@@ -244,7 +240,8 @@ impl Program {
         }
         out.extend(self.chains().map(|chain| nft::chain(name, chain)));
         out.push(nft::base_chain(name, BASE, hook, priority));
-        let order = |(chain, rule): &(&'static str, Rule)| nft::append_rule(name, chain, &rule.expressions);
+        let order =
+            |(chain, rule): &(&'static str, Rule)| nft::append_rule(name, chain, &rule.expressions);
         out.extend(self.rules.iter().map(order));
         out.push(nft::add_elements(name, LEASE, &lease_elements(Some(lease))));
         out
@@ -291,7 +288,13 @@ impl Program {
                 let rule = Rule::default().meta_is("", Meta::NfProto, &[ip.nfproto]);
                 let mut rule = narrow(rule, selection, protocol);
                 for (at, blocks) in peers.iter().enumerate() {
-                    rule = match_peers(rule, ip, selection.hook, &format!("peers{at}_{}", ip.suffix), blocks);
+                    rule = match_peers(
+                        rule,
+                        ip,
+                        selection.hook,
+                        &format!("peers{at}_{}", ip.suffix),
+                        blocks,
+                    );
                 }
                 self.rule(BASE, rule.goto(BODY));
             }
@@ -306,7 +309,8 @@ impl Program {
     fn guard(&mut self, selection: &Selection) {
         if selection.local_port.is_none() && selection.protocol.is_none_or(|p| p == Protocol::Tcp) {
             let ports = list(&selection.exempt);
-            let elements = selection.exempt.iter().map(|port| Element::of(&port.to_be_bytes())).collect();
+            let elements =
+                selection.exempt.iter().map(|port| Element::of(&port.to_be_bytes())).collect();
             self.set("exempt", nft::KEY_SERVICE, SET_CONSTANT, None, elements);
             let exempt = |rule: Rule, (word, offset): (&str, u32)| {
                 let words = format!("tcp {word} {{ {ports} }}");
@@ -332,8 +336,8 @@ impl Program {
         if selection.interface.is_none() {
             let elements = devices.iter().map(|index| Element::of(&index.to_ne_bytes())).collect();
             self.set("devices", nft::KEY_DEVICE, SET_CONSTANT, None, elements);
-            rule = rule
-                .then("meta oif @devices", |e| e.meta(Meta::Oif, REG).lookup("devices", REG, false));
+            rule =
+                rule.then("meta oif @devices", |e| e.meta(Meta::Oif, REG).lookup("devices", REG, false));
         }
         let set = |e: Expressions| {
             e.meta(Meta::Mark, REG)
@@ -346,7 +350,14 @@ impl Program {
 
     /// Only attempts are judged. Connections that were open before are counted once each, when they
     /// first speak: older kernels count a connection again for every packet that is shown to them.
-    fn cap(&mut self, hook: Hook, max: Option<u32>, per_source: Option<u32>, rate: Option<u32>, excess: Excess) {
+    fn cap(
+        &mut self,
+        hook: Hook,
+        max: Option<u32>,
+        per_source: Option<u32>,
+        rate: Option<u32>,
+        excess: Excess,
+    ) {
         let refuse = |rule: Rule| rule.counter(AFFECTED).excess(excess);
         self.rule(BODY, Rule::default().attempt().counter(MATCHED));
         if [max, per_source, rate].contains(&Some(0)) {
@@ -354,9 +365,7 @@ impl Program {
             return;
         }
         if max.is_some() || per_source.is_some() {
-            for ip in [V4, V6] {
-                self.know(hook, ip);
-            }
+            self.know(hook);
         }
         if let Some(max) = max {
             let over = Rule::default().then(format!("ct count over {max}"), |e| e.connections_over(max));
@@ -368,7 +377,8 @@ impl Program {
                 self.set(&set, ip.address, SET_DYNAMIC, Some(CONNECTIONS), Vec::new());
                 let words = format!("add @{set} {{ {} saddr ct count over {max} }}", ip.word);
                 let over = Rule::default().meta_is("", Meta::NfProto, &[ip.nfproto]).then(words, |e| {
-                    e.payload(Base::Network, ip.source, ip.length, REG).connections_over_each(&set, REG, max)
+                    e.payload(Base::Network, ip.source, ip.length, REG)
+                        .connections_over_each(&set, REG, max)
                 });
                 self.rule(JUDGE, refuse(over.attempt()));
             }
@@ -381,17 +391,31 @@ impl Program {
     }
 
     /// Attempts, and the first packet of every connection that is not known yet, go to `judge`.
-    fn know(&mut self, hook: Hook, ip: Ip) {
-        let set = format!("known{}", ip.suffix);
-        self.set(&set, ip.connection, SET_DYNAMIC | SET_TIMEOUT, Some(CONNECTIONS), Vec::new());
-        let family = || Rule::default().meta_is("", Meta::NfProto, &[ip.nfproto]);
-        let add = |rule: Rule| rule.then(format!("add @{set}"), |e| e.add_to_set(&set, REG, REMEMBER_MS));
-        // A full set ends a rule: it must not save an attempt from being judged.
-        self.rule(BODY, add(family().attempt().connection(ip, hook)));
-        self.rule(BODY, family().attempt().goto(JUDGE));
-        let stranger = family().tcp().connection(ip, hook);
-        let stranger = stranger.then(format!("!= @{set}"), |e| e.lookup(&set, REG, true));
-        self.rule(BODY, add(stranger).goto(JUDGE));
+    fn know(&mut self, hook: Hook) {
+        let family = |ip: Ip| Rule::default().meta_is("", Meta::NfProto, &[ip.nfproto]);
+        let known = |ip: Ip| format!("known{}", ip.suffix);
+        let add = |rule: Rule, ip: Ip| {
+            let set = known(ip);
+            rule.then(format!("add @{set}"), |e| e.add_to_set(&set, REG, REMEMBER_MS))
+        };
+        for ip in [V4, V6] {
+            self.set(
+                &known(ip),
+                ip.connection,
+                SET_DYNAMIC | SET_TIMEOUT,
+                Some(CONNECTIONS),
+                Vec::new(),
+            );
+            self.rule(BODY, add(family(ip).attempt().connection(ip, hook), ip));
+        }
+        // A rule of its own: a full set ends the rule that adds, and must not save an attempt from judgement.
+        self.rule(BODY, Rule::default().attempt().goto(JUDGE));
+        for ip in [V4, V6] {
+            let set = known(ip);
+            let stranger = family(ip).tcp().connection(ip, hook);
+            let stranger = stranger.then(format!("!= @{set}"), |e| e.lookup(&set, REG, true));
+            self.rule(BODY, add(stranger, ip).goto(JUDGE));
+        }
     }
 }
 
@@ -429,14 +453,12 @@ fn narrow(rule: Rule, selection: &Selection, protocol: Option<(u8, &'static str)
         let ports = selection.local_port.is_some() || selection.remote_port.is_some();
         let words = if ports { String::new() } else { format!("meta l4proto {word}") };
         rule = rule.meta_is(&words, Meta::L4Proto, &[number]);
-        let sides = [
-            (selection.local_port, local_port(hook)),
-            (selection.remote_port, remote_port(hook)),
-        ];
+        let sides =
+            [(selection.local_port, local_port(hook)), (selection.remote_port, remote_port(hook))];
         for (port, (side, offset)) in sides {
             let Some(port) = port else { continue };
             rule = rule.then(format!("{word} {side} {port}"), |e| {
-                e.payload(Base::Transport, offset, 2, REG).compare(Compare::Equal, &port.to_be_bytes(), REG)
+                e.payload(Base::Transport, offset, 2, REG).equals(&port.to_be_bytes(), REG)
             });
         }
     }
@@ -445,9 +467,8 @@ fn narrow(rule: Rule, selection: &Selection, protocol: Option<(u8, &'static str)
     }
     if let Some(cgroup) = &selection.cgroup {
         let words = format!("socket cgroupv2 level {} \"{}\"", cgroup.level, cgroup.path);
-        rule = rule.then(words, |e| {
-            e.socket_cgroup(cgroup.level, REG).compare(Compare::Equal, &cgroup.id.to_ne_bytes(), REG)
-        });
+        rule = rule
+            .then(words, |e| e.socket_cgroup(cgroup.level, REG).equals(&cgroup.id.to_ne_bytes(), REG));
     }
     if let Some(interface) = &selection.interface {
         // Names are compared over their whole 16 bytes.
@@ -517,7 +538,8 @@ pub fn range(block: &Cidr) -> (u128, u128) {
 /// Disjoint intervals in order, as a set with `flags interval` wants them: starts, and the keys behind ends.
 fn intervals(blocks: &[Cidr]) -> Vec<Element> {
     let Some(first) = blocks.first() else { return Vec::new() };
-    let (length, most) = if first.address.is_ipv4() { (4, u128::from(u32::MAX)) } else { (16, u128::MAX) };
+    let (length, most) =
+        if first.address.is_ipv4() { (4, u128::from(u32::MAX)) } else { (16, u128::MAX) };
     let mut ranges: Vec<(u128, u128)> = blocks.iter().map(range).collect();
     ranges.sort_unstable();
     let mut merged: Vec<(u128, u128)> = Vec::new();

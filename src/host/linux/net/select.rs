@@ -32,7 +32,9 @@ pub fn selection(spec: &NetSpec) -> Result<Selection, HostError> {
     let hook = if cap { direction(traffic)? } else { Hook::Output };
     let protocol = protocol(traffic, cap)?;
     let exempt = exempt(spec);
-    if let Some(port) = traffic.listen.filter(|port| protocol == Some(Protocol::Tcp) && exempt.contains(port)) {
+    if let Some(port) =
+        traffic.listen.filter(|port| protocol == Some(Protocol::Tcp) && exempt.contains(port))
+    {
         return Err(HostError::Unavailable(format!(
             "port {port} is vervet's API or SSH: the way out stays open; choose another port"
         )));
@@ -89,7 +91,9 @@ pub fn devices(selection: &Selection, links: &[Link], local: &[IpAddr]) -> Resul
         .filter(|link| !link.loopback || reaches_local(selection, local))
         // Traffic of a bridge or bond leaves through the whole first, of a VLAN through what is below.
         .filter(|link| !matches!(link.part_of.as_deref(), Some("bridge" | "bond" | "team")))
-        .filter(|link| !(link.below.is_some() && matches!(link.kind.as_str(), "vlan" | "macvlan" | "ipvlan")))
+        .filter(|link| {
+            !(link.below.is_some() && matches!(link.kind.as_str(), "vlan" | "macvlan" | "ipvlan"))
+        })
         .cloned()
         .collect();
     if found.is_empty() {

@@ -107,9 +107,7 @@ impl Delays {
         let offset = match &self.table {
             // The whole range of the random number is spread over -jitter..jitter.
             None => (i128::from(random) * 2 * i128::from(jitter) >> 32) - i128::from(jitter),
-            Some(table) => {
-                i128::from(jitter) * i128::from(table[random as usize % table.len()]) / 8192
-            }
+            Some(table) => i128::from(jitter) * i128::from(table[random as usize % table.len()]) / 8192,
         };
         let delay = i128::try_from(self.shape.delay.as_nanos()).unwrap_or_default() + offset;
         Duration::from_nanos(u64::try_from(delay.max(0)).unwrap_or_default())
@@ -123,7 +121,8 @@ impl Delays {
             return fresh;
         }
         let rho = u64::from(rho) + 1;
-        let sum = u128::from(fresh) * u128::from((1_u64 << 32) - rho) + u128::from(self.last) * u128::from(rho);
+        let sum = u128::from(fresh) * u128::from((1_u64 << 32) - rho)
+            + u128::from(self.last) * u128::from(rho);
         self.last = u32::try_from(sum >> 32).unwrap_or(u32::MAX);
         self.last
     }

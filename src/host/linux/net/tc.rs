@@ -80,7 +80,8 @@ fn header(device: u32, handle: u32, parent: u32, info: u32) -> [u8; TCMSG] {
 /// # Errors
 /// When the kernel cannot be asked.
 pub fn ingress_qdisc(socket: &mut Socket, device: u32) -> Result<Option<String>, NetlinkError> {
-    let answers = socket.dump(&Message::new(RTM_GETQDISC, 0, &header(device, 0, 0, 0), &Attrs::default()))?;
+    let answers =
+        socket.dump(&Message::new(RTM_GETQDISC, 0, &header(device, 0, 0, 0), &Attrs::default()))?;
     let here = |answer: &&Answer| {
         u32_at(&answer.body, 4) == Some(device) && u32_at(&answer.body, 12) == Some(CLSACT)
     };
@@ -123,7 +124,11 @@ pub fn has_filters(socket: &mut Socket, device: u32) -> Result<bool, NetlinkErro
 ///
 /// # Errors
 /// What the kernel answered.
-pub fn add_redirect(socket: &mut Socket, classifier: Classifier, redirect: &Redirect) -> Result<(), NetlinkError> {
+pub fn add_redirect(
+    socket: &mut Socket,
+    classifier: Classifier,
+    redirect: &Redirect,
+) -> Result<(), NetlinkError> {
     let action = Attrs::default().nest(1, &mirred(redirect.to));
     let (name, handle, options) = match classifier {
         // TCA_FW_ACT = 4, TCA_FW_MASK = 5; the handle is the mark
@@ -149,7 +154,12 @@ pub fn add_redirect(socket: &mut Socket, classifier: Classifier, redirect: &Redi
 ///
 /// # Errors
 /// What the kernel answered.
-pub fn delete_filter(socket: &mut Socket, device: u32, priority: u16, kind: &str) -> Result<(), NetlinkError> {
+pub fn delete_filter(
+    socket: &mut Socket,
+    device: u32,
+    priority: u16,
+    kind: &str,
+) -> Result<(), NetlinkError> {
     let info = (u32::from(priority) << 16) | u32::from(ALL_PROTOCOLS.to_be());
     let attrs = Attrs::default().text(1, kind);
     socket.request(&Message::new(RTM_DELTFILTER, 0, &header(device, 0, EGRESS, info), &attrs))
@@ -167,7 +177,12 @@ pub fn egress_filters(socket: &mut Socket, device: u32) -> Result<Vec<Found>, Ne
 ///
 /// # Errors
 /// What the kernel answered.
-pub fn make_netem(socket: &mut Socket, device: u32, shape: &Shape, limit: u32) -> Result<(), NetlinkError> {
+pub fn make_netem(
+    socket: &mut Socket,
+    device: u32,
+    shape: &Shape,
+    limit: u32,
+) -> Result<(), NetlinkError> {
     let ticks = |time: Duration| u32::try_from(time.as_nanos() / TICK_NS).unwrap_or(u32::MAX);
     let nanos = |time: Duration| i64::try_from(time.as_nanos()).unwrap_or(i64::MAX).to_ne_bytes();
     // struct tc_netem_qopt: latency, limit, loss, gap, duplicate, jitter
