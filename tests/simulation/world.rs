@@ -23,7 +23,7 @@ use vervet::{
     },
     fault::undo::{self, Undo},
     host::{
-        FaultId, Host, ProcessId,
+        FaultId, Headroom, Host, ProcessId, Stock,
         sim::{SimHost, Snapshot, Spawn, Verb},
     },
     journal::{self, Ledger as _, recovery},
@@ -164,6 +164,8 @@ impl World {
             full_disk: rng.random_bool(0.15),
         };
         let host = Arc::new(SimHost::new(seed));
+        let half = Some(Stock { free: 8 << 30, total: 16 << 30 });
+        host.set_headroom(Headroom { memory: half, pids: half, file_handles: half, conntrack: half });
         host.set_netem(rng.random_bool(0.5));
         host.set_traffic(rng.random_range(0..2000), rng.random_range(0..60));
         for kind in KINDS {
