@@ -54,7 +54,8 @@ fn what_is_installed_is_what_nft_and_tc_show() {
         assert!(nft.contains(words), "{words} not in {nft}");
     }
     let filters: serde_json::Value =
-        serde_json::from_str(&ns.exec("tc", &["-j", "filter", "show", "dev", "lo", "egress"])).expect("json");
+        serde_json::from_str(&ns.exec("tc", &["-j", "filter", "show", "dev", "lo", "egress"]))
+            .expect("json");
     let text = filters.to_string();
     assert!(text.contains("vva20") && text.contains("redirect"), "{text}");
     assert_eq!(filters[0]["pref"], 0x7601);
@@ -79,7 +80,8 @@ fn only_the_named_peers_are_slow() {
         ("b4", to("::/0"), vec!["[::1]"], vec!["127.0.0.1"]),
     ] {
         let plan = install(&net, &spec(&ns, id, traffic, delay_of(10)));
-        let took = |address: &&str| ((*address).to_owned(), ms(ns.round_trip(&format!("{address}:8080"))));
+        let took =
+            |address: &&str| ((*address).to_owned(), ms(ns.round_trip(&format!("{address}:8080"))));
         let (slow, quick): (Vec<_>, Vec<_>) =
             (slow.iter().map(took).collect(), quick.iter().map(took).collect());
         assert!(slow.iter().all(|(_, time)| (10.0..13.0).contains(time)), "{id}: {slow:?}");
@@ -93,7 +95,10 @@ fn only_the_named_peers_are_slow() {
 fn a_real_link_is_slow_and_its_qdisc_stays() {
     let Some((left, right)) = pair("a_real_link_is_slow_and_its_qdisc_stays") else { return };
     right.echo(8080);
-    let tbf = ["qdisc", "add", "dev", "veth0", "root", "tbf", "rate", "1gbit", "burst", "1mb", "latency", "50ms"];
+    let tbf = [
+        "qdisc", "add", "dev", "veth0", "root", "tbf", "rate", "1gbit", "burst", "1mb", "latency",
+        "50ms",
+    ];
     left.exec("tc", &tbf);
     let before = left.state();
     let net = Net::new();

@@ -134,7 +134,8 @@ impl Ns {
     /// A connection from a chosen local address.
     pub fn connect_from(&self, from: &str, to: &str) -> std::io::Result<TcpStream> {
         use rustix::net::{AddressFamily, SocketType, bind, connect, socket};
-        let (from, to): (SocketAddr, SocketAddr) = (from.parse().expect("from"), to.parse().expect("to"));
+        let (from, to): (SocketAddr, SocketAddr) =
+            (from.parse().expect("from"), to.parse().expect("to"));
         self.run(|| {
             let family = if to.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
             let fd = socket(family, SocketType::STREAM, None)?;
