@@ -22,7 +22,7 @@ use vervet::{
     probe::monitor::{Monitors, Observation},
 };
 
-const HOUR: Duration = Duration::from_secs(3600);
+const HOUR: Duration = Duration::from_hours(1);
 const PATIENCE: Duration = Duration::from_secs(20);
 
 fn group(name: &str, tag: &str, ready: ReadySource) -> GroupPolicy {
@@ -180,7 +180,7 @@ async fn sources_that_fail_or_hang_are_missing_readings() {
     // An answer that comes after readings of its age are stale is none.
     let mut slow = group("slow", &tag, command("sleep 1; echo 4", PATIENCE));
     slow.stale_after = Duration::from_millis(300);
-    let mut watch = Watch::start(&[failing.clone()]);
+    let mut watch = Watch::start(std::slice::from_ref(&failing));
     assert!(watch.reading("failing").await.expect_err("failed").contains("status 1"));
     let mut watch = Watch::start(&[hanging]);
     assert!(watch.reading("hanging").await.expect_err("hangs").contains("still waiting"));
