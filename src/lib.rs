@@ -6,7 +6,9 @@
 pub mod config;
 pub mod experiment;
 pub mod fault;
+pub mod halt;
 pub mod host;
+pub mod journal;
 pub mod policy;
 pub mod runner;
 pub mod view;
