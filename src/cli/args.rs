@@ -311,8 +311,6 @@ pub enum DemoPart {
         fast: bool,
         #[arg(long)]
         out: PathBuf,
-        #[arg(long)]
-        config: String,
     },
     /// One instance of the service
     Worker { port: u16 },
