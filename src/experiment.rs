@@ -435,7 +435,7 @@ impl Signal {
     }
 
     /// All names, for suggestions.
-    pub fn names() -> impl Iterator<Item = &'static str> {
+    pub fn names() -> impl Iterator<Item = &'static str> + Clone {
         SIGNAL_NAMES.into_iter().skip(1)
     }
 

@@ -4,6 +4,7 @@
 //! ARCHITECTURE.md has the map and the invariants; the modules below are in reading order.
 
 pub mod config;
+pub mod document;
 pub mod experiment;
 pub mod fault;
 pub mod halt;
@@ -11,4 +12,5 @@ pub mod host;
 pub mod journal;
 pub mod policy;
 pub mod runner;
+pub mod units;
 pub mod view;
