@@ -11,6 +11,7 @@ pub mod halt;
 pub mod host;
 pub mod journal;
 pub mod policy;
+pub mod probe;
 pub mod runner;
 pub mod units;
 pub mod view;
