@@ -114,7 +114,7 @@ Example: vervet run kill-one.toml --seed 7")]
     Doctor(Config),
     /// Undo whatever a dead agent left behind; needs no agent
     #[command(after_help = "Example: vervet recover")]
-    Recover(Config),
+    Recover(Recover),
     /// Tokens for the API
     #[command(subcommand)]
     Token(Token),
@@ -147,6 +147,16 @@ pub struct Config {
     /// The policy
     #[arg(long, value_name = "FILE", default_value = DEFAULT_CONFIG)]
     pub config: PathBuf,
+}
+
+#[derive(Debug, Clone, Args)]
+pub struct Recover {
+    /// The policy, for where the journal is
+    #[arg(long, value_name = "FILE", default_value = DEFAULT_CONFIG)]
+    pub config: PathBuf,
+    /// The agent's state directory; then no policy is read
+    #[arg(long, value_name = "DIR")]
+    pub state: Option<PathBuf>,
 }
 
 #[derive(Debug, Clone, Args)]

@@ -72,7 +72,7 @@ fn kind(text: &Text) -> Kind {
 fn show(text: &Text, word: &str, errors: Option<&Diagnostics>, ui: &Ui) {
     match errors {
         None => {
-            ui.say(format!("{}: {}", text.name, ui.style.paint(Tone::Good, &format!("valid {word}"))))
+            ui.say(format!("{}: {}", text.name, ui.style.paint(Tone::Good, &format!("valid {word}"))));
         }
         Some(errors) => ui.warn(format!("{}\n", source::invalid(errors, text, ui).message)),
     }

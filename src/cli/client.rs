@@ -216,7 +216,7 @@ impl Client {
                 path.push_str(state);
             }
             if let Some(last) = runs.last() {
-                path.push_str(&format!("&before={}", last.id));
+                path = format!("{path}&before={}", last.id);
             }
             let more: Vec<RunView> = self.typed(list(self.get(&path).await?, "runs"))?;
             let end = more.len() < page;

@@ -126,7 +126,9 @@ fn policy_findings(policy: &Policy, findings: &mut Vec<Finding>) {
     }
     let groups = policy.groups.len();
     let (health, text) = match groups {
-        0 => (Health::Note, "no capacity group is declared: the limiter has no floor to guard".to_owned()),
+        0 => {
+            (Health::Note, "no capacity group is declared: the limiter has no floor to guard".to_owned())
+        }
         1 => (Health::Good, "1 capacity group".to_owned()),
         groups => (Health::Good, format!("{groups} capacity groups")),
     };
@@ -142,7 +144,9 @@ fn state_finding(state: &Path) -> Finding {
             None => Finding::new(
                 Health::Bad,
                 "state",
-                format!("{name} does not exist and this user cannot make it: run as root, or set `state`"),
+                format!(
+                    "{name} does not exist and this user cannot make it: run as root, or set `state`"
+                ),
             ),
         };
     };
@@ -150,7 +154,8 @@ fn state_finding(state: &Path) -> Finding {
         return Finding::new(Health::Bad, "state", format!("{name} is not a directory"));
     }
     if metadata.mode() & 0o022 != 0 {
-        let text = format!("others can write to {name}, and so to what undoes faults: chmod go-w {name}");
+        let text =
+            format!("others can write to {name}, and so to what undoes faults: chmod go-w {name}");
         return Finding::new(Health::Bad, "state", text);
     }
     if !writable(state) {
@@ -178,7 +183,8 @@ async fn agent_finding(client: &Client, findings: &mut Vec<Finding>) -> Option<H
             Some(host)
         }
         Err(ClientError::NotRunning(_)) => {
-            let text = format!("none runs on {place}: what follows is what one started by this user could do");
+            let text =
+                format!("none runs on {place}: what follows is what one started by this user could do");
             findings.push(Finding::new(Health::Note, "agent", text));
             None
         }

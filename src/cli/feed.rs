@@ -189,8 +189,10 @@ enum Step {
 fn is_final(error: &ClientError) -> bool {
     match error {
         ClientError::Problem(problem) => problem.status < 500,
-        ClientError::Setup(_) | ClientError::Denied(_) | ClientError::Tls { .. } => true,
-        ClientError::Skew { .. } => true,
+        ClientError::Setup(_)
+        | ClientError::Denied(_)
+        | ClientError::Tls { .. }
+        | ClientError::Skew { .. } => true,
         ClientError::NotRunning(_) | ClientError::Unreachable { .. } | ClientError::Timeout { .. } => {
             false
         }

@@ -109,7 +109,7 @@ fn dispatch(command: Command, global: &Global, ui: &Ui) -> Outcome {
         Command::Demo(args) => crate::demo::start(&args, global, ui),
         Command::DemoPart(part) => crate::demo::part(part, ui),
         Command::Check(args) => check::check(&args.files, ui),
-        Command::Recover(args) => recover::recover(&args.config, ui),
+        Command::Recover(args) => recover::recover(&args, ui),
         Command::Token(args) => token::token(&args, ui),
         Command::Completions { shell } => pages::completions(shell),
         Command::Man { dir } => pages::man(dir.as_deref()),
@@ -142,4 +142,15 @@ fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
         .enable_all()
         .build()
         .map_err(|error| Failure::failed(format!("failed to start: {error}")))
+}
+
+fn agent(config: &std::path::Path) -> Outcome {
+    match crate::agent::run(config) {
+        Ok(()) => Ok(Exit::Passed),
+        Err(error) => Err(Failure::failed(format!("{error:#}"))),
+    }
+}
+
+fn warden(_rest: &[String]) -> Outcome {
+    Ok(Exit::Passed)
 }

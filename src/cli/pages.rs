@@ -13,7 +13,7 @@ use crate::cli::{Failure, Outcome, args::Cli, exit::Exit};
 /// When standard output cannot be written.
 pub fn completions(shell: Shell) -> Outcome {
     let mut script = Vec::new();
-    clap_complete::generate(shell, &mut visible(Cli::command()), "vervet", &mut script);
+    clap_complete::generate(shell, &mut visible(&Cli::command()), "vervet", &mut script);
     print(&script)
 }
 
@@ -22,7 +22,7 @@ pub fn completions(shell: Shell) -> Outcome {
 /// # Errors
 /// When the pages cannot be written.
 pub fn man(dir: Option<&Path>) -> Outcome {
-    let command = visible(Cli::command());
+    let command = visible(&Cli::command());
     let Some(dir) = dir else {
         let mut page = Vec::new();
         clap_mangen::Man::new(command)
@@ -39,7 +39,7 @@ pub fn man(dir: Option<&Path>) -> Outcome {
 }
 
 /// Without the commands that are not for people: generators list even hidden ones.
-fn visible(command: clap::Command) -> clap::Command {
+fn visible(command: &clap::Command) -> clap::Command {
     let kept: Vec<clap::Command> =
         command.get_subcommands().filter(|sub| !sub.is_hide_set()).cloned().collect();
     let mut bare = clap::Command::new("vervet")

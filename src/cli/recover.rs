@@ -8,6 +8,7 @@ use serde_json::json;
 use crate::{
     cli::{
         Failure, Outcome,
+        args::Recover,
         exit::Exit,
         source,
         text::count,
@@ -15,25 +16,29 @@ use crate::{
     },
     config::Policy,
     document,
-    host::{Host, linux::LinuxHost},
-    journal::{self, Journal, JournalError, Recovered},
+    host::linux::LinuxHost,
+    journal::{
+        Journal, JournalError,
+        recovery::{Recovered, recover as revert_all},
+    },
 };
 
 /// Reverts all that the journal holds open, and says what that was; 6 when something is stuck.
 ///
 /// # Errors
 /// When the policy or the journal cannot be read; nothing was touched then.
-pub fn recover(config: &Path, ui: &Ui) -> Outcome {
-    let policy = policy(config, ui)?;
-    if !policy.state.exists() {
-        return said(&Recovered::default(), ui);
+pub fn recover(args: &Recover, ui: &Ui) -> Outcome {
+    let state = match &args.state {
+        Some(state) => state.clone(),
+        None => policy(&args.config, ui).map_err(with_help)?.state,
+    };
+    if !state.exists() {
+        return Ok(said(&Recovered::default(), ui));
     }
-    let journal = Journal::open(&policy.state).map_err(|error| unreadable(&error))?;
-    let host = LinuxHost::new(&policy).map_err(|error| Failure::failed(error.to_string()))?;
-    let host: &dyn Host = &host;
+    let journal = Journal::open(&state).map_err(|error| unreadable(&error))?;
     let recovered =
-        journal::recover(&journal, host, Timestamp::now()).map_err(|error| unreadable(&error))?;
-    said(&recovered, ui)
+        revert_all(&journal, &LinuxHost::new(), Timestamp::now()).map_err(|error| unreadable(&error))?;
+    Ok(said(&recovered, ui))
 }
 
 /// The policy, or why it cannot be used.
@@ -45,13 +50,22 @@ pub fn policy(config: &Path, ui: &Ui) -> Result<Policy, Failure> {
     document::policy(&text.text, &text.name).map_err(|errors| source::invalid(&errors, &text, ui))
 }
 
+/// A policy that was broken meanwhile must not keep faults in force.
+fn with_help(failure: Failure) -> Failure {
+    let help = "help: `--state DIR` names the agent's state directory, and no policy is needed then";
+    Failure { message: format!("{}\n{help}", failure.message), ..failure }
+}
+
 fn unreadable(error: &JournalError) -> Failure {
     let help = "help: if the agent runs, it does this by itself: `vervet status`";
-    let exit = if error.reason() == "locked" { Exit::Unreachable } else { Exit::Failed };
+    let exit = match error.reason() {
+        "journal_locked" | "journal_read_only" => Exit::Unreachable,
+        _ => Exit::Failed,
+    };
     Failure { exit, message: format!("failed to recover: {error}\n{help}"), document: None }
 }
 
-fn said(recovered: &Recovered, ui: &Ui) -> Outcome {
+fn said(recovered: &Recovered, ui: &Ui) -> Exit {
     let stuck = !recovered.stuck.is_empty();
     if ui.json {
         let reverted: Vec<_> = recovered
@@ -71,7 +85,7 @@ fn said(recovered: &Recovered, ui: &Ui) -> Outcome {
     } else {
         lines(recovered, ui);
     }
-    Ok(if stuck { Exit::Stuck } else { Exit::Passed })
+    if stuck { Exit::Stuck } else { Exit::Passed }
 }
 
 fn lines(recovered: &Recovered, ui: &Ui) {

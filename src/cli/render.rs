@@ -2,6 +2,8 @@
 //!
 //! Pure: the same views give the same lines. No line is wider than the style's width.
 
+use std::fmt::Write as _;
+
 use jiff::Timestamp;
 
 use crate::{
@@ -92,9 +94,10 @@ pub fn groups(groups: &[GroupView], now: Timestamp, style: Style) -> Vec<String>
 
 fn group_facts(group: &GroupView, now: Timestamp, narrow: bool) -> String {
     let number = |n: Option<u32>| n.map_or("?".to_owned(), |n| n.to_string());
+    // Writing to a string cannot fail.
     let mut facts = format!("{} ready, floor {}", number(group.ready), group.floor);
     if group.charged > 0 {
-        facts.push_str(&format!(", {} charged, {} effective", group.charged, number(group.effective)));
+        let _ = write!(facts, ", {} charged, {} effective", group.charged, number(group.effective));
     }
     if !group.fresh {
         facts.push_str(", not fresh");
@@ -103,9 +106,9 @@ fn group_facts(group: &GroupView, now: Timestamp, narrow: bool) -> String {
         return facts;
     }
     let budget = &group.budget;
-    facts.push_str(&format!("; budget {} of {}", budget.left, budget.at_once));
+    let _ = write!(facts, "; budget {} of {}", budget.left, budget.at_once);
     if let Some(at) = budget.room_at.filter(|_| budget.left == 0) {
-        facts.push_str(&format!(", room in {}", duration(between(now, at))));
+        let _ = write!(facts, ", room in {}", duration(between(now, at)));
     }
     facts
 }

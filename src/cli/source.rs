@@ -65,7 +65,7 @@ pub fn read(path: &Path) -> Result<Text, Failure> {
     }
     let text = String::from_utf8(bytes).map_err(|error| {
         let at = error.utf8_error().valid_up_to();
-        let line = error.as_bytes()[..at].iter().filter(|byte| **byte == b'\n').count() + 1;
+        let line = error.as_bytes()[..at].split(|byte| *byte == b'\n').count();
         failed(format!("it is not UTF-8 text: byte {at}, in line {line}"))
     })?;
     let json = path.extension().is_some_and(|end| end == "json")

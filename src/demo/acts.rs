@@ -28,8 +28,8 @@ use crate::{
         ui::{Tone, Ui},
     },
     demo::{
-        caps, delays, documents, kills, narrator::Narrator, reaper::Reaper, snapshot, supervisor::Supervisor,
-        trouble,
+        caps, delays, documents, kills, narrator::Narrator, reaper::Reaper, snapshot,
+        supervisor::Supervisor, trouble,
     },
     experiment::FaultKind,
     view::{GroupView, HostView, RunState, RunView, StepState},
@@ -101,7 +101,10 @@ pub async fn play(set: Set<'_>) -> Result<bool, Failure> {
     let kept = show.acts.len() - broken - skipped;
     let narrator = show.narrator.clone();
     narrator.title("The end");
-    let numbers = format!("{}, {skipped} skipped, {broken} broken", count(kept, "promise kept").replace("kepts", "kept"));
+    let numbers = format!(
+        "{}, {skipped} skipped, {broken} broken",
+        count(kept, "promise kept").replace("kepts", "kept")
+    );
     narrator.tell(&format!("{numbers}, in {}.", duration(begun.elapsed())));
     narrator.tell(&format!("In {}:", out.display()));
     narrator.tell("  report.json     every act with its numbers, every run with its events");
@@ -121,7 +124,8 @@ async fn acts(show: &mut Show, before: &[String]) -> Result<(), Failure> {
     show.act("7. Something else goes wrong", trouble::workers_die).await?;
     show.act("8. The agent itself dies", trouble::agent_dies).await?;
     let before = before.to_vec();
-    show.act("9. Is everything as it was?", async move |show: &mut Show| leaves(show, &before).await).await
+    show.act("9. Is everything as it was?", async move |show: &mut Show| leaves(show, &before).await)
+        .await
 }
 
 impl Show {
@@ -146,7 +150,7 @@ impl Show {
         Ok(Self { client, service, narrator, reaper, host, fast, agent, program, base, log, runs, acts })
     }
 
-    async fn act<'a, F>(&'a mut self, title: &str, act: F) -> Result<(), Failure>
+    async fn act<F>(&mut self, title: &str, act: F) -> Result<(), Failure>
     where
         F: AsyncFnOnce(&mut Self) -> Result<Act, Failure>,
     {
@@ -172,7 +176,8 @@ impl Show {
 
     /// Whether a fault is possible here, or why not.
     pub fn ability(&self, fault: FaultKind) -> Result<(), String> {
-        let abilities: Vec<_> = self.host.faults.iter().filter(|ability| ability.fault == fault).collect();
+        let abilities: Vec<_> =
+            self.host.faults.iter().filter(|ability| ability.fault == fault).collect();
         if abilities.iter().any(|ability| ability.available) {
             return Ok(());
         }
@@ -222,7 +227,9 @@ impl Show {
             let view = self.client.run(run).await?;
             if view.state == RunState::Finished {
                 let why = view.why.map_or(String::new(), |why| format!(": {}", why.message));
-                return Err(Failure::failed(format!("the run ended before its fault was in force{why}")));
+                return Err(Failure::failed(format!(
+                    "the run ended before its fault was in force{why}"
+                )));
             }
             let all = view.steps.iter().all(|step| step.state == StepState::InForce);
             Ok(all.then_some(view))
@@ -239,7 +246,8 @@ impl Show {
         what: &str,
         is_so: impl Fn(&GroupView) -> bool,
     ) -> Result<GroupView, Failure> {
-        within(what, async || Ok(self.client.groups().await?.into_iter().find(|group| is_so(group)))).await
+        within(what, async || Ok(self.client.groups().await?.into_iter().find(|group| is_so(group))))
+            .await
     }
 
     /// Waits until all workers are ready, nothing is charged, and there is room in the budget.
@@ -370,7 +378,8 @@ async fn looks(show: &mut Show) -> Result<Act, Failure> {
 }
 
 async fn leaves(show: &mut Show, before: &[String]) -> Result<Act, Failure> {
-    show.narrator.tell("The agent is stopped; then the kernel is asked what there is, as before it started.");
+    show.narrator
+        .tell("The agent is stopped; then the kernel is asked what there is, as before it started.");
     kill(show.agent, Signal::SIGTERM).map_err(|error| failed("stop the agent", &error))?;
     if tokio::time::timeout(PATIENCE, show.reaper.ended(show.agent)).await.is_err() {
         return Ok(Act::Broken("the agent does not end on SIGTERM".to_owned()));
@@ -388,7 +397,10 @@ async fn leaves(show: &mut Show, before: &[String]) -> Result<Act, Failure> {
         return Ok(Act::Broken(format!("{} left behind, {} gone", left.len(), gone.len())));
     }
     let what = "links, qdiscs, filters, nftables and settings";
-    Ok(Act::Kept(format!("{what}: {} before and after, the same", count(after.len(), "entry").replace("entrys", "entries"))))
+    Ok(Act::Kept(format!(
+        "{what}: {} before and after, the same",
+        count(after.len(), "entry").replace("entrys", "entries")
+    )))
 }
 
 fn write(dir: &Path, name: &str, text: &str) -> Result<(), Failure> {

@@ -37,7 +37,8 @@ pub async fn cap(show: &mut Show) -> Result<Act, Failure> {
     let welcome = connect().await.is_ok();
     show.verdict(&run);
     let numbers = format!("{inside} of {CLIENTS} customers got in, {away} were reset");
-    let kept = run.verdict == Some(Verdict::Passed) && inside == MOST && inside + away == CLIENTS && welcome;
+    let kept =
+        run.verdict == Some(Verdict::Passed) && inside == MOST && inside + away == CLIENTS && welcome;
     Ok(if kept {
         Act::Kept(format!("{numbers}; afterwards the door is open"))
     } else {

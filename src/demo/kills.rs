@@ -19,7 +19,8 @@ use crate::{
 /// # Errors
 /// When the agent cannot be asked.
 pub async fn two(show: &mut Show) -> Result<Act, Failure> {
-    show.narrator.tell("A plan is decided exactly as a run is, and touches nothing. This one wants too much:");
+    show.narrator
+        .tell("A plan is decided exactly as a run is, and touches nothing. This one wants too much:");
     show.narrator.command("vervet plan kill-two.toml");
     let before = show.service.pids();
     let plan = show.client.plan(&document("kill-two"), None).await?;

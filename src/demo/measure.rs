@@ -1,4 +1,4 @@
-//! The customer's side: what a request or a connection costs, seen from outside of the service.
+//! The customer's side: what a connection costs, seen from outside of the service.
 
 use std::{
     io,
@@ -6,11 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::TcpStream,
-    time::timeout,
-};
+use tokio::{net::TcpStream, time::timeout};
 
 use crate::demo::supervisor::FRONT;
 
@@ -25,27 +21,6 @@ pub async fn connect() -> io::Result<(Duration, TcpStream)> {
     let begun = Instant::now();
     let stream = timeout(PATIENCE, TcpStream::connect((Ipv4Addr::LOCALHOST, FRONT))).await??;
     Ok((begun.elapsed(), stream))
-}
-
-/// How long a whole request takes, connection included; an error unless the answer is 200.
-///
-/// # Errors
-/// When there is no good answer.
-pub async fn request() -> io::Result<Duration> {
-    let begun = Instant::now();
-    let (_, mut stream) = connect().await?;
-    let exchange = async {
-        stream.write_all(b"GET /checkout HTTP/1.1\r\nhost: checkout\r\nconnection: close\r\n\r\n").await?;
-        let mut answer = Vec::new();
-        stream.read_to_end(&mut answer).await?;
-        io::Result::Ok(answer)
-    };
-    let answer = timeout(PATIENCE, exchange).await??;
-    if answer.starts_with(b"HTTP/1.1 200") {
-        Ok(begun.elapsed())
-    } else {
-        Err(io::Error::other("the answer was not 200"))
-    }
 }
 
 /// The median time to connect of `tries`; `None` when none succeeded.

@@ -25,12 +25,6 @@ impl Narrator {
         Self { style, told: Arc::default() }
     }
 
-    /// How lines may look.
-    #[must_use]
-    pub fn style(&self) -> Style {
-        self.style
-    }
-
     /// The head of an act.
     pub fn title(&self, text: &str) {
         self.line("");

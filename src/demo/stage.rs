@@ -31,7 +31,9 @@ const LOOPBACK: i32 = 1;
 /// When the sandbox cannot be prepared.
 pub fn play(out: &Path, fast: bool, ui: &Ui) -> Outcome {
     if std::process::id() != 1 {
-        return Err(Failure::usage("this is a part of `vervet demo`, and only runs inside of it".to_owned()));
+        return Err(Failure::usage(
+            "this is a part of `vervet demo`, and only runs inside of it".to_owned(),
+        ));
     }
     end_with_the_outer_process();
     let program = std::env::current_exe()
@@ -41,7 +43,8 @@ pub fn play(out: &Path, fast: bool, ui: &Ui) -> Outcome {
     mount_private(&base, "tmpfs", Some("size=64m,mode=0755"))?;
     set_loopback_up()?;
     let base = PathBuf::from(base).join("vervet");
-    let made = fs::create_dir_all(base.join("experiments")).and_then(|()| std::env::set_current_dir(&base));
+    let made =
+        fs::create_dir_all(base.join("experiments")).and_then(|()| std::env::set_current_dir(&base));
     made.map_err(|error| Failure::failed(format!("failed to prepare the sandbox: {error}")))?;
     let reaper = Reaper::start();
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -49,7 +52,8 @@ pub fn play(out: &Path, fast: bool, ui: &Ui) -> Outcome {
         .enable_all()
         .build()
         .map_err(|error| Failure::failed(format!("failed to start: {error}")))?;
-    let all_kept = runtime.block_on(acts::play(acts::Set { out, base: &base, program, reaper, fast, ui: *ui }))?;
+    let all_kept =
+        runtime.block_on(acts::play(acts::Set { out, base: &base, program, reaper, fast, ui: *ui }))?;
     Ok(if all_kept { Exit::Passed } else { Exit::Failed })
 }
 
@@ -72,15 +76,17 @@ fn mount_private(target: &str, kind: &str, data: Option<&str>) -> Result<(), Fai
     });
     made.map_err(|error| {
         let why = error.desc();
-        Failure::failed(format!("no private {kind} on {target} in the sandbox: {why}\n{}", how_to_allow()))
+        Failure::failed(format!(
+            "no private {kind} on {target} in the sandbox: {why}\n{}",
+            how_to_allow()
+        ))
     })
 }
 
 /// A directory to mount on that hides neither the reports nor this program.
 fn base_for(out: &Path, program: &Path) -> Result<String, Failure> {
-    let free = |base: &&str| {
-        Path::new(base).is_dir() && !out.starts_with(base) && !program.starts_with(base)
-    };
+    let free =
+        |base: &&str| Path::new(base).is_dir() && !out.starts_with(base) && !program.starts_with(base);
     let base = ["/run", "/mnt", "/media", "/srv", "/opt"].into_iter().find(free);
     base.map(str::to_owned)
         .ok_or_else(|| Failure::failed("no directory to mount the sandbox's files on".to_owned()))
@@ -100,7 +106,8 @@ fn set_loopback_up() -> Result<(), Failure> {
     message.extend(LOOPBACK.to_ne_bytes());
     message.extend(IFF_UP.to_ne_bytes()); // flags
     message.extend(IFF_UP.to_ne_bytes()); // which of them to change
-    let failed = |error: String| Failure::failed(format!("failed to set the loopback device up: {error}"));
+    let failed =
+        |error: String| Failure::failed(format!("failed to set the loopback device up: {error}"));
     let flags = SockFlag::SOCK_CLOEXEC;
     let kind = SockType::Raw;
     let netlink = socket(AddressFamily::Netlink, kind, flags, SockProtocol::NetlinkRoute)

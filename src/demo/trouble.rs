@@ -55,10 +55,9 @@ pub async fn workers_die(show: &mut Show) -> Result<Act, Failure> {
     blocked.iter().for_each(|group| show.show_group(group));
     show.calm().await?;
     Ok(match (run.verdict, run.aborted_by, run.cleanup, took) {
-        (Some(Verdict::Aborted), Some(AbortedBy::Limiter), Cleanup::Clean, Some(took)) => Act::Kept(format!(
-            "from the second death to the last fault undone: {}",
-            millis(took)
-        )),
+        (Some(Verdict::Aborted), Some(AbortedBy::Limiter), Cleanup::Clean, Some(took)) => {
+            Act::Kept(format!("from the second death to the last fault undone: {}", millis(took)))
+        }
         _ => Act::Broken(unexpected(&run, "it should have been aborted by the limiter")),
     })
 }
@@ -99,9 +98,8 @@ pub async fn agent_dies(show: &mut Show) -> Result<Act, Failure> {
     let run = show.begin(name).await?;
     let id = run.id;
     show.in_force(id).await?;
-    let slow = connect().await.map(|(time, _)| time);
-    if let Ok(slow) = slow {
-        show.narrator.aside(&format!("a customer's connect takes {}", millis(slow)));
+    if let Ok((time, _)) = connect().await {
+        show.narrator.aside(&format!("a customer's connect takes {}", millis(time)));
     }
     // Four that stay, so that the door is shut for the fifth.
     let crowd = crate::demo::measure::crowd(5).await;
@@ -115,7 +113,7 @@ pub async fn agent_dies(show: &mut Show) -> Result<Act, Failure> {
     })
     .await?;
     drop(crowd);
-    let who = if gone < Duration::from_millis(1000) { "the warden" } else { "the kernel's lease" };
+    let who = if gone < Duration::from_secs(1) { "the warden" } else { "the kernel's lease" };
     show.narrator.tell(&format!(
         "Gone {} after the kill, ended by {who}: customers connect at once again.",
         millis(gone)
@@ -150,9 +148,9 @@ async fn recovered(show: &mut Show, id: uuid::Uuid) -> Result<(Duration, String)
 
 /// The fault that stays in force for long, of those that this host allows.
 fn long_fault(show: &Show, all: bool) -> Option<&'static str> {
-    let slow = show.ability(FaultKind::Latency).is_ok();
+    let delay = show.ability(FaultKind::Latency).is_ok();
     let cap = show.ability(FaultKind::Connections).is_ok();
-    match (slow, cap) {
+    match (delay, cap) {
         (true, true) if all => Some("both-long"),
         (true, _) => Some("slow-long"),
         (false, true) => Some("cap-long"),
