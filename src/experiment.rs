@@ -421,6 +421,7 @@ const SIGNAL_NAMES: [&str; 32] = [
 impl Signal {
     pub const KILL: Self = Self(9);
     pub const TERM: Self = Self(15);
+    pub const CONT: Self = Self(18);
 
     /// Accepts `SIGTERM`, `TERM` and `term`.
     #[must_use]

@@ -56,8 +56,10 @@ impl Diagnostics {
     }
 
     fn group<'a>(&'a self, item: &'a Diagnostic, source: &'a str) -> Group<'a> {
+        // Without a line to show, the path says where, unless the message does already.
+        let said = item.path.is_empty() || item.message.contains(&format!("`{}`", item.path));
         let title = match item.span {
-            None if !item.path.is_empty() => format!("`{}`: {}", item.path, item.message),
+            None if !said => format!("`{}`: {}", item.path, item.message),
             _ => item.message.clone(),
         };
         let group = Group::with_title(Level::ERROR.primary_title(title));

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::{
     checks, later,
-    reader::{Read, Report, Shape, Table},
+    reader::{Failed, Read, Report, Shape, Table},
     select,
     tree::Node,
     values,
@@ -29,7 +29,9 @@ pub fn group(node: &Node, report: &Report) -> Read<GroupPolicy> {
     let name = table.need("name", "name = \"checkout\"", values::group_name);
     let expected = table.find("expected", values::count(1..=100_000, "instances"));
     let floor = table.need("floor", "floor = 3, or floor = \"75%\" of `expected`", |node, report| {
-        select::floor(node, report, expected?)
+        // A misspelt `expected` has been reported: a floor in percent then has nothing to say.
+        let known = if table.meant("expected") { Err(Failed) } else { expected };
+        select::floor(node, report, known)
     });
     let members = table.need("members", "members = { listen = 8080 }", select::members);
     let ready = table.or("ready", ReadySource::Process, checks::ready);

@@ -37,28 +37,22 @@ fn toml_tree(text: &str) -> Result<Node, Vec<Diagnostic>> {
         return Err(errors.iter().map(toml_error).collect());
     }
     let mut left = MOST_VALUES;
-    if !fits(root.get_ref().iter().map(|(_, value)| value.get_ref()), &mut left) {
+    if !root.get_ref().iter().all(|(_, value)| fits(value.get_ref(), &mut left)) {
         return Err(vec![Diagnostic::at("", TOO_MANY)]);
     }
     let value = toml_table(root.into_inner(), "");
     Ok(Node { value, span: None, path: String::new() })
 }
 
-/// Takes one off `left` for each value in there; false when it runs out.
-fn fits<'a, 'i: 'a>(values: impl Iterator<Item = &'a DeValue<'i>>, left: &mut usize) -> bool {
-    for value in values {
-        let Some(fewer) = left.checked_sub(1) else { return false };
-        *left = fewer;
-        let inner = match value {
-            DeValue::Array(items) => fits(items.iter().map(toml::Spanned::get_ref), left),
-            DeValue::Table(table) => fits(table.iter().map(|(_, value)| value.get_ref()), left),
-            _ => true,
-        };
-        if !inner {
-            return false;
-        }
+/// Takes one off `left` for the value and each one in it; false when it runs out.
+fn fits(value: &DeValue<'_>, left: &mut usize) -> bool {
+    let Some(fewer) = left.checked_sub(1) else { return false };
+    *left = fewer;
+    match value {
+        DeValue::Array(items) => items.iter().all(|item| fits(item.get_ref(), left)),
+        DeValue::Table(table) => table.iter().all(|(_, value)| fits(value.get_ref(), left)),
+        _ => true,
     }
-    true
 }
 
 fn toml_error(error: &toml::de::Error) -> Diagnostic {

@@ -213,7 +213,7 @@ fn check_traffic(table: &Table<'_>, protocol: Option<Protocol>) -> Read<()> {
 }
 
 /// `3` or `"75%"` of `expected`, rounded up.
-pub fn floor(node: &Node, report: &Report, expected: Option<u32>) -> Read<u32> {
+pub fn floor(node: &Node, report: &Report, expected: Read<Option<u32>>) -> Read<u32> {
     const EXPECTED: &str = "a number of instances or a percentage such as \"75%\"";
     let text = match &node.value {
         Value::Integer(_) => return values::count(0..=100_000, "instances")(node, report),
@@ -225,7 +225,7 @@ pub fn floor(node: &Node, report: &Report, expected: Option<u32>) -> Read<u32> {
         return Err(report.advise(node, message, format!("without quotes: `floor = {number}`")));
     }
     let percent = values::percent(node, report)?;
-    let Some(expected) = expected else {
+    let Some(expected) = expected? else {
         let help = "add `expected = N`, the number of instances when all is well";
         return Err(report.advise(node, "a percentage of what? `expected` is missing", help));
     };

@@ -118,13 +118,13 @@ fn start(node: &Node, report: &Report) -> Read<Start> {
 
 fn kill(table: &Table<'_>) -> Read<Kill> {
     let target = table.need("target", "target = { group = \"checkout\", pick = 1 }", select::target);
-    let signal_read = table.or("signal", Signal::KILL, signal);
+    let first = table.or("signal", Signal::KILL, signal);
     let then = table.find("then", escalation);
-    if let (Ok(Signal::KILL), Some(node)) = (signal_read, table.node("then")) {
+    if let (Ok(Signal::KILL), Some(node), false) = (first, table.node("then"), table.meant("signal")) {
         let message = "nothing survives SIGKILL, so `then` would do nothing";
         table.report.advise(node, message, "give the step a milder signal: `signal = \"SIGTERM\"`");
     }
-    Ok(Kill { target: target?, signal: signal_read?, then: then? })
+    Ok(Kill { target: target?, signal: first?, then: then? })
 }
 
 fn escalation(node: &Node, report: &Report) -> Read<Escalation> {

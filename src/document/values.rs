@@ -133,7 +133,7 @@ pub fn port(node: &Node, report: &Report) -> Read<u16> {
 pub fn duration(bounds: RangeInclusive<Duration>) -> impl Fn(&Node, &Report) -> Read<Duration> + Clone {
     move |node, report| {
         const EXPECTED: &str = "a duration such as \"250ms\"";
-        if let Value::Integer(number) = node.value {
+        if let Value::Integer(number @ 1..) = node.value {
             let message = format!("expected {EXPECTED}, found an integer");
             let help = format!("a number needs a unit: \"{number}ms\", \"{number}s\" or \"{number}m\"");
             return Err(report.advise(node, message, help));

@@ -268,11 +268,22 @@ impl Group {
         self.block = Some(Block { after, good_since: None });
     }
 
-    fn below_floor(&self) -> Option<Reason> {
+    /// Ready instances less those that are certainly about to go: charged, known, and still ready.
+    /// A counting source cannot tell which of its count are those, so there the count stands.
+    #[must_use]
+    pub fn certain(&self) -> Option<u32> {
         let reading = self.reading.as_ref()?;
-        (reading.ready < self.policy.floor).then(|| Reason::BelowFloor {
+        let Some(members) = &reading.members else { return Some(reading.ready) };
+        let charged = |id: &ProcessId| self.charges.iter().any(|charge| charge.instances.contains(id));
+        let going = members.iter().filter(|member| member.ready && charged(&member.process.id)).count();
+        Some(reading.ready.saturating_sub(u32::try_from(going).unwrap_or(u32::MAX)))
+    }
+
+    fn below_floor(&self) -> Option<Reason> {
+        let ready = self.certain()?;
+        (ready < self.policy.floor).then(|| Reason::BelowFloor {
             group: self.policy.name.clone(),
-            ready: reading.ready,
+            ready,
             floor: self.policy.floor,
         })
     }

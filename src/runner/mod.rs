@@ -3,6 +3,9 @@
 //! One task owns all mutation of runs. Everybody else holds a [`Handle`]: it enqueues requests and
 //! reads published snapshots, so that no client can hold up a decision.
 
+pub mod hands;
+pub mod workers;
+
 use std::{collections::HashMap, sync::Arc};
 
 use tokio::sync::{mpsc, oneshot, watch};
