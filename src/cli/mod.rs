@@ -105,7 +105,7 @@ fn dispatch(command: Command, global: &Global, ui: &Ui) -> Outcome {
     match command {
         // These need no agent, and some of them no runtime.
         Command::Agent(args) => agent(&args.config),
-        Command::Warden(args) => warden(&args.rest),
+        Command::Warden(_) => warden(),
         Command::Demo(args) => crate::demo::start(&args, global, ui),
         Command::DemoPart(part) => crate::demo::part(part, ui),
         Command::Check(args) => check::check(&args.files, ui),
@@ -146,11 +146,17 @@ fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
 
 fn agent(config: &std::path::Path) -> Outcome {
     match crate::agent::run(config) {
-        Ok(()) => Ok(Exit::Passed),
+        Ok(0) => Ok(Exit::Passed),
+        Ok(_) => Ok(Exit::Stuck),
         Err(error) => Err(Failure::failed(format!("{error:#}"))),
     }
 }
 
-fn warden(_rest: &[String]) -> Outcome {
-    Ok(Exit::Passed)
+fn warden() -> Outcome {
+    let host = crate::host::linux::LinuxHost::new()
+        .map_err(|error| Failure::failed(format!("failed to {error}")))?;
+    match crate::warden::main(&host) {
+        Ok(()) => Ok(Exit::Passed),
+        Err(error) => Err(Failure::failed(format!("{error:#}"))),
+    }
 }
