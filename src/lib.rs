@@ -3,6 +3,7 @@
 //! The one idea: **what decides cannot act, and what acts does not decide.**
 //! ARCHITECTURE.md has the map and the invariants; the modules below are in reading order.
 
+pub mod api;
 pub mod config;
 pub mod document;
 pub mod experiment;

@@ -90,9 +90,9 @@ impl Fake {
         fs::create_dir_all(dir.join("fd")).expect("fd");
         fs::create_dir_all(dir.join("ns")).expect("ns");
         fs::create_dir_all(dir.join("net")).expect("net");
-        let stat =
+        let content =
             format!("{pid} ({comm}) {state} 1 1 1 0 -1 {flags} 0 0 0 0 0 0 0 0 20 0 1 0 {start} 0 0\n");
-        fs::write(dir.join("stat"), stat).expect("stat");
+        fs::write(dir.join("stat"), content).expect("stat");
         fs::write(dir.join("cmdline"), cmdline.replace(' ', "\0") + "\0").expect("cmdline");
         fs::write(dir.join("status"), "Name:\tx\nUid:\t1000\t0\t0\t0\n").expect("status");
         fs::write(dir.join("cgroup"), "1:name=systemd:/x\n0::/system.slice/a.service\n")
