@@ -48,7 +48,8 @@ fn run() -> RunView {
 }
 
 fn groups() -> Vec<GroupView> {
-    let budget = json!({ "at_once": 1, "every_ms": 30000, "left": 0, "room_at": "2026-11-22T16:00:22Z" });
+    let budget =
+        json!({ "at_once": 1, "every_ms": 30000, "left": 0, "room_at": "2026-11-22T16:00:22Z" });
     serde_json::from_value(json!([
         { "name": "checkout", "floor": 3, "expected": 4, "ready": 4, "total": 4, "taken_at": NOW,
           "fresh": true, "problem": null, "charged": 1, "effective": 3, "budget": budget,
@@ -111,7 +112,8 @@ fn no_picture_is_wider_than_its_terminal() {
     let (run, groups) = (run(), groups());
     for width in 30..140 {
         let style = Style { width, ..Style::PLAIN };
-        let notice = Some("aborting: waits until everything is undone (again: waits no longer than 3 s)");
+        let notice =
+            Some("aborting: waits until everything is undone (again: waits no longer than 3 s)");
         let scene = Scene { run: &run, groups: &groups, latest: Some("x"), notice, now: now() };
         assert!(widest(&frame(scene, style)) <= width, "{width}: {:#?}", frame(scene, style));
         assert!(widest(&render::verdict(&run, style)) <= width);
@@ -183,7 +185,9 @@ fn the_first_line_of_the_status_answers_the_question() {
         lines
     };
     assert_eq!(at(&[], &[], &host)[0], "No chaos: nothing is in force on web1");
-    assert!(at(std::slice::from_ref(&fault), &runs, &host)[0].starts_with("This is chaos: 1 fault in force"));
+    assert!(
+        at(std::slice::from_ref(&fault), &runs, &host)[0].starts_with("This is chaos: 1 fault in force")
+    );
     let stuck = FaultView { state: vervet::view::StepState::Stuck, ..fault };
     assert!(at(&[stuck], &runs, &host)[0].starts_with("CHAOS IS STUCK on web1"));
     host.halted = serde_json::from_value(json!({

@@ -137,13 +137,17 @@ fn with_json_an_error_is_one_document_too() {
     assert_eq!(code(&output), 7);
     let document: serde_json::Value = serde_json::from_str(&out(&output)).expect("one JSON document");
     assert_eq!(document["exit"], 7);
-    assert!(document["detail"].as_str().is_some_and(|detail| detail.contains("/nonexistent/vervet.sock")));
+    assert!(
+        document["detail"].as_str().is_some_and(|detail| detail.contains("/nonexistent/vervet.sock"))
+    );
 }
 
 #[test]
 fn a_socket_without_permission_is_7_and_names_the_group() {
     if !nix::unistd::geteuid().is_root() {
-        eprintln!("SKIPPED: a_socket_without_permission_is_7_and_names_the_group: needs root to become another user");
+        eprintln!(
+            "SKIPPED: a_socket_without_permission_is_7_and_names_the_group: needs root to become another user"
+        );
         return;
     }
     let dir = tempfile::tempdir_in("/tmp").expect("a directory");
@@ -183,7 +187,8 @@ fn check_reports_every_error_of_every_file() {
     let output = vervet(&["check", &good, &bad, &policy, "/nonexistent.toml"]);
     assert_eq!(code(&output), 2);
     let text = err(&output);
-    for wanted in ["grupp", "singal", "bad.toml:7", "^", "leashed", "flor", "floor", "/nonexistent.toml"] {
+    for wanted in ["grupp", "singal", "bad.toml:7", "^", "leashed", "flor", "floor", "/nonexistent.toml"]
+    {
         assert!(text.contains(wanted), "{wanted} is missing in:\n{text}");
     }
     assert!(out(&output).contains("1 file valid, 3 not"), "{}", out(&output));
