@@ -52,19 +52,23 @@ impl Restore {
 /// Reverts `undos` while `kept` stay in force; one result each, in order, with every error.
 ///
 /// All effects are ended first, across all undos and in one call to the host, then everything else
-/// is cleaned up: an abort must not wait behind somebody's tidying.
+/// is cleaned up: an abort must not wait behind somebody's tidying. A filter that could not be
+/// removed keeps the device that it leads to and the qdisc that it is on, for the next attempt: a
+/// filter that leads nowhere eats the packets that it matches.
 pub fn revert(
     host: &dyn Host,
     undos: &[(FaultId, Undo)],
     kept: &[Undo],
 ) -> Vec<(FaultId, Result<(), Vec<String>>)> {
     let mut errors: Vec<Vec<String>> = vec![Vec::new(); undos.len()];
-    for cutting in [true, false] {
-        let (items, owners) = batch(undos, kept, cutting);
+    let mut hooked = vec![false; undos.len()];
+    for phase in [Phase::Cut, Phase::Unhook, Phase::Clean] {
+        let (items, owners) = batch(undos, kept, phase, &hooked);
         for (result, owners) in host.restore(&items).into_iter().zip(owners) {
             if let Err(error) = result {
                 for owner in owners {
                     errors[owner].push(error.to_string());
+                    hooked[owner] |= phase == Phase::Unhook;
                 }
             }
         }
@@ -79,7 +83,7 @@ pub fn revert(
 /// Ends the effects of `undos` and leaves the cleaning up to a later [`revert`].
 pub fn cut(host: &dyn Host, undos: &[(FaultId, Undo)]) -> Vec<(FaultId, Result<(), Vec<String>>)> {
     let mut errors: Vec<Vec<String>> = vec![Vec::new(); undos.len()];
-    let (items, owners) = batch(undos, &[], true);
+    let (items, owners) = batch(undos, &[], Phase::Cut, &[]);
     for (result, owners) in host.restore(&items).into_iter().zip(owners) {
         if let Err(error) = result {
             owners.into_iter().for_each(|owner| errors[owner].push(error.to_string()));
@@ -92,18 +96,48 @@ pub fn cut(host: &dyn Host, undos: &[(FaultId, Undo)]) -> Vec<(FaultId, Result<(
         .collect()
 }
 
-/// The items of one phase, each once, with the undos that they belong to. Items come in the order of
-/// kinds within the cleaning phase (filters before the devices that they point at, whatever undo
-/// they are of), because `Restore`'s order of variants is the order of undoing.
-fn batch(undos: &[(FaultId, Undo)], kept: &[Undo], cutting: bool) -> (Vec<Restore>, Vec<Vec<usize>>) {
+/// The order in which things are put back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    /// End the effects.
+    Cut,
+    /// Remove the filters.
+    Unhook,
+    /// Remove what the filters led to and stood on, and write old contents back.
+    Clean,
+}
+
+impl Phase {
+    fn of(item: &Restore) -> Self {
+        match item {
+            item if item.cuts() => Self::Cut,
+            Restore::Filter { .. } => Self::Unhook,
+            _ => Self::Clean,
+        }
+    }
+}
+
+/// The items of one phase, each once, with the undos that they belong to. Of undos that are
+/// `hooked`, devices and qdiscs stay.
+fn batch(
+    undos: &[(FaultId, Undo)],
+    kept: &[Undo],
+    phase: Phase,
+    hooked: &[bool],
+) -> (Vec<Restore>, Vec<Vec<usize>>) {
     let mut items: std::collections::BTreeMap<&Restore, Vec<usize>> = std::collections::BTreeMap::new();
     for (at, (_, undo)) in undos.iter().enumerate() {
-        for item in undo.restores.iter().filter(|item| item.cuts() == cutting) {
+        for item in undo.restores.iter().filter(|item| Phase::of(item) == phase) {
             let held = item.is_shared() && kept.iter().any(|other| other.restores.contains(item));
             if !held {
                 items.entry(item).or_default().push(at);
             }
         }
     }
+    let stays = |item: &Restore, owners: &[usize]| {
+        matches!(item, Restore::Link { .. } | Restore::Clsact { .. })
+            && owners.iter().any(|owner| hooked.get(*owner) == Some(&true))
+    };
+    items.retain(|item, owners| !stays(item, owners));
     items.into_iter().map(|(item, owners)| (item.clone(), owners)).unzip()
 }

@@ -1,0 +1,350 @@
+//! A host in memory, with seeded failures: for tests and rehearsals.
+//!
+//! Deterministic: the same seed and the same calls give the same world. Its clock stands still
+//! until [`SimHost::advance`] moves it. It starts no thread, sleeps never and touches nothing real.
+//! Beside the verbs of [`Host`] it offers what a test must know: who was signalled, what is in
+//! force, whether the world is as it was, and what would have hurt on a real host.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use crate::{
+    config::GroupPolicy,
+    experiment::{FaultKind, ProcessSelector, Signal},
+    fault::undo::{Restore, Undo},
+    host::{
+        Ability, Candidate, Delivery, FaultId, Headroom, Host, HostError, Member, NetCounters, NetPlan,
+        NetSpec, ProcessId, ProcessState, Stock,
+    },
+    policy::{capacity::Reading, time::Moment},
+};
+
+mod failure;
+mod network;
+mod plan;
+mod process;
+
+use failure::Failures;
+pub use failure::{Trouble, Verb};
+use network::Network;
+pub use network::{Object, Owner};
+use process::Processes;
+pub use process::{Sent, Spawn};
+
+/// The simulated host.
+#[derive(Debug)]
+pub struct SimHost {
+    world: Mutex<World>,
+}
+
+#[derive(Debug)]
+struct World {
+    now: Moment,
+    processes: Processes,
+    network: Network,
+    failures: Failures,
+    headroom: Headroom,
+    protected: BTreeMap<ProcessId, String>,
+    netem: bool,
+}
+
+/// All that must be at the end as it was at the start.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Snapshot {
+    pub objects: BTreeMap<Object, Owner>,
+    pub sysctls: BTreeMap<(Option<String>, String), String>,
+    pub stopped: BTreeSet<ProcessId>,
+}
+
+impl SimHost {
+    /// A host with an init process, a vervet and an SSH daemon, which are protected, and with
+    /// network objects that are not vervet's.
+    #[must_use]
+    pub fn new(seed: u64) -> Self {
+        let mut world = World {
+            now: Moment(1_000_000_000_000),
+            processes: Processes::new(),
+            network: Network::new(),
+            failures: Failures::new(seed),
+            headroom: roomy(),
+            protected: BTreeMap::new(),
+            netem: false,
+        };
+        for (name, why) in [("init", "pid 1"), ("vervet", "the agent"), ("sshd", "SSH's daemon")] {
+            let like = Spawn { name: name.to_owned(), cmdline: name.to_owned(), ..Spawn::default() };
+            let id = world.processes.spawn(&like, Moment(0));
+            world.protected.insert(id, why.to_owned());
+        }
+        Self { world: Mutex::new(world) }
+    }
+
+    /// Time as this host sees it.
+    #[must_use]
+    pub fn now(&self) -> Moment {
+        self.world().now
+    }
+
+    /// Moves the clock forward: leases lapse, supervisors start what died, counters move.
+    pub fn advance(&self, to: Moment) {
+        let mut world = self.world();
+        world.now = world.now.max(to);
+        let now = world.now;
+        world.network.advance(now);
+        world.processes.advance(now);
+    }
+
+    /// Starts a process now.
+    pub fn spawn(&self, like: &Spawn) -> ProcessId {
+        let mut world = self.world();
+        let now = world.now;
+        world.processes.spawn(like, now)
+    }
+
+    /// A process ends by itself.
+    pub fn die(&self, id: ProcessId) {
+        let mut world = self.world();
+        let now = world.now;
+        world.processes.die(id, now);
+    }
+
+    /// Deaths since the last call, in order, whoever caused them: what a pidfd would tell.
+    pub fn take_deaths(&self) -> Vec<(ProcessId, Moment)> {
+        std::mem::take(&mut self.world().processes.deaths)
+    }
+
+    /// Makes a process answer its readiness check, or fail it.
+    pub fn set_ready(&self, id: ProcessId, ready: bool) {
+        if let Some(process) = self.world().processes.get_mut(id) {
+            process.ready = ready;
+        }
+    }
+
+    /// What a perfect monitor of this group reads now. A stopped process is not ready.
+    ///
+    /// # Errors
+    /// When the group's selector does not resolve.
+    pub fn reading(&self, group: &GroupPolicy, groups: &[GroupPolicy]) -> Result<Reading, HostError> {
+        let mut world = self.world();
+        let now = world.now;
+        let found = world.processes.find(&group.members, groups, now)?;
+        let members: Vec<Member> = found
+            .into_iter()
+            .map(|candidate| {
+                let ready = world
+                    .processes
+                    .get(candidate.id)
+                    .is_some_and(|process| process.ready && !process.stopped && process.ready_at <= now);
+                Member { process: candidate, ready }
+            })
+            .collect();
+        let ready = members.iter().filter(|member| member.ready).count();
+        Ok(Reading {
+            ready: u32::try_from(ready).unwrap_or(u32::MAX),
+            total: u32::try_from(members.len()).unwrap_or(u32::MAX),
+            taken_at: now,
+            members: Some(members),
+        })
+    }
+
+    /// From now on this verb fails with this probability. Partial installs are drawn likewise.
+    pub fn fail_often(&self, verb: Verb, rate: f64) {
+        self.world().failures.rate(verb, rate);
+    }
+
+    /// The `nth` next call of this verb fails; 1 is the next one.
+    pub fn fail_nth(&self, verb: Verb, nth: u64, trouble: Trouble) {
+        self.world().failures.script(verb, nth, trouble);
+    }
+
+    /// Nothing fails any more.
+    pub fn heal(&self) {
+        self.world().failures.heal();
+    }
+
+    /// Whether the kernel has netem; without it a delay uses the tap engine.
+    pub fn set_netem(&self, there: bool) {
+        self.world().netem = there;
+    }
+
+    pub fn set_headroom(&self, headroom: Headroom) {
+        self.world().headroom = headroom;
+    }
+
+    /// Matching packets each second, and how many of a hundred attempts a cap turns away.
+    pub fn set_traffic(&self, packets_per_second: u32, refused_percent: u8) {
+        let mut world = self.world();
+        world.network.packets_per_second = packets_per_second;
+        world.network.refused_percent = refused_percent.min(100);
+    }
+
+    pub fn set_pidfile(&self, path: &str, pid: u32) {
+        self.world().processes.pidfiles.insert(path.to_owned(), pid);
+    }
+
+    /// Somebody else changes a sysctl.
+    pub fn set_sysctl(&self, netns: Option<String>, path: &str, value: &str) {
+        self.world().network.sysctls.insert((netns, path.to_owned()), value.to_owned());
+    }
+
+    /// Somebody else makes an object.
+    pub fn add_foreign(&self, object: Object) {
+        self.world().network.objects.insert(object, Owner::Foreign);
+    }
+
+    /// The world as far as it must come back.
+    #[must_use]
+    pub fn snapshot(&self) -> Snapshot {
+        let world = self.world();
+        let mut sysctls = world.network.sysctls.clone();
+        // Never written and written back are the same world.
+        sysctls.retain(|_, value| value != "0");
+        let stopped = world.processes.all().filter(|process| process.stopped);
+        Snapshot {
+            objects: world.network.objects.clone(),
+            sysctls,
+            stopped: stopped.map(|process| process.candidate.id).collect(),
+        }
+    }
+
+    /// Network faults that still match traffic, whatever objects remain.
+    #[must_use]
+    pub fn in_force(&self) -> Vec<FaultId> {
+        let world = self.world();
+        world.network.in_force(world.now)
+    }
+
+    /// Every signal that reached a process, in order.
+    #[must_use]
+    pub fn signals(&self) -> Vec<Sent> {
+        self.world().processes.sent.clone()
+    }
+
+    /// Signals that reached somebody else than `named`.
+    #[must_use]
+    pub fn strays(&self, named: &BTreeSet<ProcessId>) -> Vec<Sent> {
+        let mut signals = self.signals();
+        signals.retain(|sent| !named.contains(&sent.process));
+        signals
+    }
+
+    /// Deeds that would have hurt on a real host. Must be empty, always.
+    #[must_use]
+    pub fn violations(&self) -> Vec<String> {
+        self.world().network.violations.clone()
+    }
+
+    fn world(&self) -> MutexGuard<'_, World> {
+        self.world.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Host for SimHost {
+    fn find(
+        &self,
+        selector: &ProcessSelector,
+        groups: &[GroupPolicy],
+    ) -> Result<Vec<Candidate>, HostError> {
+        let mut world = self.world();
+        world.failures.check(Verb::Find, "read the process table")?;
+        let now = world.now;
+        world.processes.find(selector, groups, now)
+    }
+
+    fn state(&self, id: ProcessId) -> Result<ProcessState, HostError> {
+        let mut world = self.world();
+        world.failures.check(Verb::State, "read the process table")?;
+        Ok(world.processes.state(id))
+    }
+
+    fn signal(&self, id: ProcessId, signal: Signal) -> Result<Delivery, HostError> {
+        let mut world = self.world();
+        world.failures.check(Verb::Signal, "send the signal")?;
+        if let Some(why) = world.protected.get(&id) {
+            let violation = format!("{signal} was sent to {why}");
+            world.network.violations.push(violation);
+        }
+        let now = world.now;
+        Ok(world.processes.signal(id, signal, now))
+    }
+
+    fn plan_net(&self, spec: &NetSpec, open: &[Undo]) -> Result<NetPlan, HostError> {
+        let mut world = self.world();
+        world.failures.check(Verb::PlanNet, "read the network's state")?;
+        plan::plan(spec, open, &world.network, &world.processes, world.netem)
+    }
+
+    fn install(&self, plan: &NetPlan, lease: Duration) -> Result<(), HostError> {
+        let mut world = self.world();
+        let trouble = world.failures.strike(Verb::Install, plan.restores.len());
+        let now = world.now;
+        world.network.install(plan, now.plus(lease), now, trouble)
+    }
+
+    fn renew(&self, leases: &[(&NetPlan, Duration)]) -> Vec<Result<(), HostError>> {
+        let mut world = self.world();
+        let now = world.now;
+        let renew_one = |(plan, lease): &(&NetPlan, Duration)| {
+            world.failures.check(Verb::Renew, "renew the lease")?;
+            world.network.renew(plan, now.plus(*lease), now)
+        };
+        leases.iter().map(renew_one).collect()
+    }
+
+    fn counters(&self, plan: &NetPlan) -> Result<NetCounters, HostError> {
+        let mut world = self.world();
+        world.failures.check(Verb::Counters, "read the counters")?;
+        Ok(world.network.counters(plan, world.now))
+    }
+
+    fn restore(&self, items: &[Restore]) -> Vec<Result<(), HostError>> {
+        let mut world = self.world();
+        let restore_one = |item: &Restore| {
+            world.failures.check(Verb::Restore, "put it back")?;
+            if let Restore::Continue { process } = item {
+                if let Some(process) = world.processes.get_mut(*process) {
+                    process.stopped = false;
+                }
+                return Ok(());
+            }
+            world.network.restore(item)
+        };
+        items.iter().map(restore_one).collect()
+    }
+
+    fn headroom(&self) -> Result<Headroom, HostError> {
+        let mut world = self.world();
+        world.failures.check(Verb::Headroom, "read the host's stocks")?;
+        Ok(world.headroom)
+    }
+
+    fn abilities(&self) -> Vec<Ability> {
+        let netem = self.world().netem;
+        let ability = |fault, variant: Option<&str>, available: bool| Ability {
+            fault,
+            variant: variant.map(str::to_owned),
+            available,
+            reason: (!available).then(|| "this kernel has no netem; use engine = \"tap\"".to_owned()),
+        };
+        vec![
+            ability(FaultKind::Kill, None, true),
+            ability(FaultKind::Latency, Some("netem"), netem),
+            ability(FaultKind::Latency, Some("tap"), true),
+            ability(FaultKind::Connections, None, true),
+        ]
+    }
+
+    fn protected(&self) -> Result<BTreeMap<ProcessId, String>, HostError> {
+        let mut world = self.world();
+        world.failures.check(Verb::Protected, "read the process table")?;
+        Ok(world.protected.clone())
+    }
+}
+
+/// Half of everything is free.
+fn roomy() -> Headroom {
+    let half = Some(Stock { free: 1 << 20, total: 1 << 21 });
+    Headroom { memory: half, pids: half, file_handles: half, conntrack: half }
+}

@@ -1,0 +1,194 @@
+//! From what the host found to what exactly will be hit: picks, touches, charges, the digest.
+
+use std::{collections::BTreeMap, fmt::Write as _};
+
+use rand::{SeedableRng, seq::SliceRandom};
+use rand_chacha::ChaCha12Rng;
+use sha2::{Digest, Sha256};
+
+use crate::{
+    experiment::{FaultSpec, Order, Pick, ProcessTarget, Step},
+    fault::{Target, connections},
+    host::{Candidate, Memberships, NetPlan, ProcessId},
+    policy::{limiter::Touch, protected, reason::Reason},
+};
+
+/// What a step's target resolves to on the host just now, before anything is picked.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Resolution {
+    pub found: Found,
+    /// The members of every group of this host, looked up at the same time.
+    pub memberships: Memberships,
+    /// Processes that must never be hit, with the reason.
+    pub protected: BTreeMap<ProcessId, String>,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub enum Found {
+    /// Every process that matches, in order of (start, pid).
+    Processes(Vec<Candidate>),
+    Traffic(Box<NetPlan>),
+}
+
+/// The exact hit of one step.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Hit {
+    pub target: Target,
+    /// Things hit: processes, or one for a traffic selection.
+    pub targets: u32,
+    pub touches: Vec<Touch>,
+    pub verb: &'static str,
+}
+
+/// Picks the targets of a step. The same seed and candidates give the same picks in the same order.
+///
+/// # Errors
+/// When nothing matches, too few do, or one of them is protected.
+pub fn hit(step: &Step, index: usize, seed: u64, resolution: Resolution) -> Result<Hit, Reason> {
+    let Resolution { found, memberships, protected } = resolution;
+    match (found, &step.fault) {
+        (Found::Processes(candidates), FaultSpec::Kill(kill)) => {
+            let picked = pick(step, &kill.target, candidates, index, seed)?;
+            protected::check(&picked, &protected)?;
+            let ids: Vec<ProcessId> = picked.iter().map(|process| process.id).collect();
+            Ok(Hit {
+                targets: u32::try_from(picked.len()).unwrap_or(u32::MAX),
+                target: Target::Processes { processes: picked },
+                touches: touches(&memberships, |id| ids.contains(id), true, step.charge),
+                verb: "killing",
+            })
+        }
+        (Found::Traffic(plan), spec) => {
+            let total = matches!(spec, FaultSpec::Connections(cap) if connections::is_total(cap));
+            let local: Vec<ProcessId> = plan.local.iter().map(|process| process.id).collect();
+            let everything = plan.everything;
+            let touches =
+                touches(&memberships, |id| everything || local.contains(id), total, step.charge);
+            let verb = if total { "cutting off" } else { "disturbing" };
+            Ok(Hit { targets: 1, target: Target::Traffic { plan }, touches, verb })
+        }
+        (Found::Processes(_), spec) => unreachable!("{} has no process target", spec.kind()),
+    }
+}
+
+fn pick(
+    step: &Step,
+    target: &ProcessTarget,
+    mut candidates: Vec<Candidate>,
+    index: usize,
+    seed: u64,
+) -> Result<Vec<Candidate>, Reason> {
+    let matches = candidates.len();
+    if matches == 0 {
+        return Err(Reason::NothingMatches { step: step.name.clone() });
+    }
+    let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+    let wanted = match target.pick {
+        Pick::All => matches,
+        Pick::Count(wanted) => wanted as usize,
+        Pick::Percent(percent) => portion(matches, percent.get()),
+    };
+    if wanted == 0 {
+        let percent = if let Pick::Percent(percent) = target.pick { percent.get() } else { 0.0 };
+        let (step, matches) = (step.name.clone(), count(matches));
+        return Err(Reason::PickRoundsToZero { step, matches, percent });
+    }
+    if wanted > matches {
+        let (step, matches, wanted) = (step.name.clone(), count(matches), count(wanted));
+        return Err(Reason::TooFewMatches { step, matches, wanted });
+    }
+    match target.order {
+        Order::Random => candidates.shuffle(&mut step_rng(seed, index)),
+        Order::Oldest => candidates.sort_by_key(|candidate| candidate.id.start),
+        Order::Newest => candidates.sort_by_key(|candidate| std::cmp::Reverse(candidate.id.start)),
+    }
+    candidates.truncate(wanted);
+    Ok(candidates)
+}
+
+/// `percent` of `count`, rounded down; exact where the percentage is (50 % of 4 is 2).
+fn portion(count: usize, percent: f64) -> usize {
+    // A relative error of 1e-9 is far below one in any number of processes.
+    let exact = count as f64 * percent / 100.0 * (1.0 + 1e-9);
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "0 to count")]
+    let rounded = exact.floor() as usize;
+    rounded.min(count)
+}
+
+/// The generator of one step: independent of how many numbers the others drew.
+fn step_rng(seed: u64, step: usize) -> ChaCha12Rng {
+    let mut rng = ChaCha12Rng::seed_from_u64(seed);
+    rng.set_stream(step as u64);
+    rng
+}
+
+/// The seed for what draws on its own later (the jitter of a delay line).
+#[must_use]
+pub fn step_seed(seed: u64, step: usize) -> u64 {
+    seed ^ (step as u64 + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15)
+}
+
+fn touches(
+    memberships: &Memberships,
+    is_hit: impl Fn(&ProcessId) -> bool,
+    charged: bool,
+    extra: u32,
+) -> Vec<Touch> {
+    memberships
+        .iter()
+        .filter_map(|(group, members)| {
+            let hit: Vec<ProcessId> = members.iter().copied().filter(|id| is_hit(id)).collect();
+            (!hit.is_empty()).then(|| Touch { group: group.clone(), hit, charged, extra })
+        })
+        .collect()
+}
+
+/// What will be hit, a line each, for people.
+#[must_use]
+pub fn describe(target: &Target) -> Vec<String> {
+    match target {
+        Target::Processes { processes } => processes
+            .iter()
+            .map(|process| format!("pid {} {} ({})", process.id.pid, process.name, process.cmdline))
+            .collect(),
+        Target::Traffic { plan } => {
+            let engine = match plan.engine {
+                Some(crate::experiment::DelayEngine::Netem) => " by netem",
+                Some(crate::experiment::DelayEngine::Tap) => " by tap",
+                None => "",
+            };
+            let devices = if plan.devices.is_empty() {
+                String::new()
+            } else {
+                format!(" on {}{engine}", plan.devices.join(", "))
+            };
+            plan.rules.iter().map(|rule| format!("{rule}{devices}")).collect()
+        }
+    }
+}
+
+/// Covers the seed, every step and its exact targets: two plans with the same digest do the same.
+#[must_use]
+pub fn digest<'a>(seed: u64, steps: impl IntoIterator<Item = (&'a Step, &'a Target)>) -> String {
+    let mut hash = Sha256::new();
+    hash.update(seed.to_be_bytes());
+    for (step, target) in steps {
+        let exact = match target {
+            Target::Processes { processes } => serde_json::json!({
+                "processes": processes.iter().map(|process| process.id).collect::<Vec<_>>(),
+            }),
+            Target::Traffic { plan } => serde_json::json!({
+                "netns": plan.netns, "rules": plan.rules, "devices": plan.devices, "engine": plan.engine,
+            }),
+        };
+        // Field by field in a fixed order; a separator that JSON cannot contain.
+        for part in [serde_json::to_string(step), serde_json::to_string(&exact)] {
+            hash.update(part.unwrap_or_default());
+            hash.update([0]);
+        }
+    }
+    hash.finalize().iter().fold(String::with_capacity(64), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
