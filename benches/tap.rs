@@ -270,7 +270,7 @@ fn bystanders(namespace: &Namespace) {
     }
     ratios.sort_by(f64::total_cmp);
     let mean = |all: &[f64]| all.iter().sum::<f64>() / all.len() as f64 * 1e3;
-    let median = (ratios[11] + ratios[12]) / 2.0;
+    let median = f64::midpoint(ratios[11], ratios[12]);
     println!(
         "traffic that does not match: {:.3} µs a round trip with a fault, {:.3} µs without; median of 24 ratios \
          {:+.2} %   (aim under 2 %)",
