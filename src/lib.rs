@@ -12,3 +12,4 @@ pub mod journal;
 pub mod policy;
 pub mod runner;
 pub mod view;
+pub mod warden;

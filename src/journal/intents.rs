@@ -5,7 +5,7 @@ use rusqlite::{OptionalExtension, Transaction, params};
 use uuid::Uuid;
 
 use super::{
-    Intent, Journal, JournalError, Ledger, OpenIntents, Outcome, Sync, Unreadable, Unsettled, decode,
+    Intent, Journal, JournalError, OpenIntents, Outcome, Store, Sync, Unreadable, Unsettled, decode,
     encode, nanos, timestamp,
 };
 use crate::{
@@ -15,7 +15,7 @@ use crate::{
     view::{Cleanup, EventView, RunState, RunView},
 };
 
-impl Ledger for Journal {
+impl Store for Journal {
     fn begin(
         &self,
         run: &RunView,

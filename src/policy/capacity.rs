@@ -280,7 +280,9 @@ impl Group {
     /// Counts losses that vervet did not cause, and looks for a reading that is too bad to be true.
     fn compare(&mut self, new: &Reading, now: Moment) -> Option<Reason> {
         let old = self.reading.take()?;
-        let (foreign, vanished) = if let (Some(before), Some(after)) = (&old.members, &new.members) { self.lost_members(before, after) } else {
+        let (foreign, vanished) = if let (Some(before), Some(after)) = (&old.members, &new.members) {
+            self.lost_members(before, after)
+        } else {
             let explained = self.explained(&old, new);
             let foreign = old.ready.saturating_sub(new.ready).saturating_sub(explained);
             (foreign, old.total.saturating_sub(new.total).saturating_sub(explained))

@@ -112,9 +112,10 @@ fn check(known: &Knowledge<'_>, proposal: &Proposal, now: Moment) -> Verdict {
     let mut wait: Option<(Moment, Reason)> = None;
     for touch in &proposal.touches {
         if let Some(later) = budget(known, group(known, &touch.group)?, touch, now)?
-            && wait.as_ref().is_none_or(|(until, _)| *until < later.0) {
-                wait = Some(later);
-            }
+            && wait.as_ref().is_none_or(|(until, _)| *until < later.0)
+        {
+            wait = Some(later);
+        }
     }
     headroom(&known.headroom, &known.limits.headroom, &proposal.worst_case)?;
     Ok(wait)
