@@ -14,6 +14,7 @@ use std::{
     os::unix::net::UnixStream,
     path::Path,
     process::{Child, Command, Stdio},
+    sync::mpsc::RecvTimeoutError,
     time::{Duration, Instant},
 };
 
@@ -163,7 +164,16 @@ fn a_passed_deadline_is_undone_while_the_agent_hangs() {
     let began = Instant::now();
     let undo = Undo { restores: vec![Restore::Continue { process }] };
     warden.hold(&fault(1), &undo, Some(Duration::from_millis(100))).unwrap();
-    let continued = waitpid(pid(stopped.id()), Some(WaitPidFlag::WCONTINUED)).unwrap();
+    let (done, ended) = std::sync::mpsc::channel::<()>();
+    let number = stopped.id();
+    std::thread::spawn(move || {
+        // Turns a wait for ever into a failure.
+        if ended.recv_timeout(Duration::from_secs(10)) == Err(RecvTimeoutError::Timeout) {
+            let _ = kill(pid(number), Signal::SIGKILL);
+        }
+    });
+    let continued = waitpid(pid(number), Some(WaitPidFlag::WCONTINUED)).unwrap();
+    drop(done);
     let took = began.elapsed();
     stopped.kill().unwrap();
     stopped.wait().unwrap();
