@@ -421,6 +421,7 @@ const SIGNAL_NAMES: [&str; 32] = [
 impl Signal {
     pub const KILL: Self = Self(9);
     pub const TERM: Self = Self(15);
+    pub const CONT: Self = Self(18);
 
     /// Accepts `SIGTERM`, `TERM` and `term`.
     #[must_use]
@@ -435,7 +436,7 @@ impl Signal {
     }
 
     /// All names, for suggestions.
-    pub fn names() -> impl Iterator<Item = &'static str> {
+    pub fn names() -> impl Iterator<Item = &'static str> + Clone {
         SIGNAL_NAMES.into_iter().skip(1)
     }
 

@@ -3,13 +3,17 @@
 //! The one idea: **what decides cannot act, and what acts does not decide.**
 //! ARCHITECTURE.md has the map and the invariants; the modules below are in reading order.
 
+pub mod api;
 pub mod config;
+pub mod document;
 pub mod experiment;
 pub mod fault;
 pub mod halt;
 pub mod host;
 pub mod journal;
 pub mod policy;
+pub mod probe;
 pub mod runner;
+pub mod units;
 pub mod view;
 pub mod warden;

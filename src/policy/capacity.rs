@@ -157,6 +157,16 @@ impl Group {
         self.charges.push(charge);
     }
 
+    /// The step was injected just now: what it was charged counts from here.
+    pub fn injected(&mut self, run: Uuid, step: usize, now: Moment) {
+        for charge in &mut self.charges {
+            if charge.run == run && charge.step == step {
+                self.ledger.postpone(charge.made_at, charge.count(), now);
+                charge.made_at = now;
+            }
+        }
+    }
+
     /// The step's fault is undone, was never injected, or cannot be undone.
     pub fn settle_charge(&mut self, run: Uuid, step: usize) {
         for charge in &mut self.charges {
@@ -268,11 +278,22 @@ impl Group {
         self.block = Some(Block { after, good_since: None });
     }
 
-    fn below_floor(&self) -> Option<Reason> {
+    /// Ready instances less those that are certainly about to go: charged, known, and still ready.
+    /// A counting source cannot tell which of its count are those, so there the count stands.
+    #[must_use]
+    pub fn certain(&self) -> Option<u32> {
         let reading = self.reading.as_ref()?;
-        (reading.ready < self.policy.floor).then(|| Reason::BelowFloor {
+        let Some(members) = &reading.members else { return Some(reading.ready) };
+        let charged = |id: &ProcessId| self.charges.iter().any(|charge| charge.instances.contains(id));
+        let going = members.iter().filter(|member| member.ready && charged(&member.process.id)).count();
+        Some(reading.ready.saturating_sub(u32::try_from(going).unwrap_or(u32::MAX)))
+    }
+
+    fn below_floor(&self) -> Option<Reason> {
+        let ready = self.certain()?;
+        (ready < self.policy.floor).then(|| Reason::BelowFloor {
             group: self.policy.name.clone(),
-            ready: reading.ready,
+            ready,
             floor: self.policy.floor,
         })
     }

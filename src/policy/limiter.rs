@@ -97,6 +97,29 @@ pub fn decide(known: &Knowledge<'_>, proposal: &Proposal, now: Moment) -> Decisi
     }
 }
 
+/// Asks once more, just before the injection of a step that is charged already: does the floor
+/// still hold, and is it still in sight? Making an undo durable takes time, and things happen.
+///
+/// # Errors
+/// What stands against it by now.
+pub fn still_holds(
+    groups: &BTreeMap<GroupName, Group>,
+    touches: &[Touch],
+    now: Moment,
+) -> Result<(), Reason> {
+    for touch in touches.iter().filter(|touch| touch.charge() > 0) {
+        let Some(group) = groups.get(&touch.group) else {
+            return Err(Reason::NoReading { group: touch.group.clone(), error: None });
+        };
+        sighted(group, now)?;
+        let (ready, floor) = (group.certain().unwrap_or(0), group.policy.floor);
+        if ready < floor {
+            return Err(Reason::BelowFloor { group: touch.group.clone(), ready, floor });
+        }
+    }
+    Ok(())
+}
+
 type Verdict = Result<Option<(Moment, Reason)>, Reason>;
 
 fn check(known: &Knowledge<'_>, proposal: &Proposal, now: Moment) -> Verdict {
@@ -355,3 +378,6 @@ pub fn default_limits() -> Limits {
         },
     }
 }
+
+#[cfg(test)]
+mod tests;

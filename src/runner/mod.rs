@@ -3,6 +3,9 @@
 //! One task owns all mutation of runs. Everybody else holds a [`Handle`]: it enqueues requests and
 //! reads published snapshots, so that no client can hold up a decision.
 
+pub mod hands;
+pub mod workers;
+
 use std::{collections::HashMap, sync::Arc};
 
 use tokio::sync::{mpsc, oneshot, watch};
@@ -128,7 +131,25 @@ pub struct Handle {
     pub(crate) history: Arc<dyn History>,
 }
 
+impl std::fmt::Debug for Handle {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Handle").finish_non_exhaustive()
+    }
+}
+
 impl Handle {
+    /// Access to a loop that serves the other ends of these channels.
+    #[must_use]
+    pub fn new(
+        urgent: mpsc::Sender<Command>,
+        requests: mpsc::Sender<Command>,
+        snapshot: watch::Receiver<Arc<Snapshot>>,
+        logs: Arc<std::sync::RwLock<HashMap<Uuid, Arc<RunLog>>>>,
+        history: Arc<dyn History>,
+    ) -> Self {
+        Self { urgent, requests, snapshot, logs, history }
+    }
+
     /// The latest snapshot.
     #[must_use]
     pub fn snapshot(&self) -> Arc<Snapshot> {

@@ -1,3 +1,160 @@
-//! The real host.
+//! The real host: [`Host`] by way of /proc, pidfds and netlink.
+//!
+//! This file only joins the parts; each of them knows one interface of the kernel.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
+    sync::Arc,
+    time::Duration,
+};
+
+use crate::{
+    config::GroupPolicy,
+    experiment::{FaultKind, ProcessSelector, Signal, Traffic},
+    fault::undo::{Restore, Undo},
+    host::{
+        Ability, Candidate, Delivery, Headroom, Host, HostError, NetCounters, NetPlan, NetSpec, ProcessId,
+        ProcessState,
+    },
+};
 
 pub mod clock;
+pub mod exits;
+pub mod headroom;
+pub mod net;
+pub mod process;
+pub mod procfs;
+pub mod protected;
+pub mod selector;
+pub mod sockets;
+pub mod stat;
+pub mod sys;
+
+use net::Net;
+use process::Processes;
+
+/// This machine.
+#[derive(Debug)]
+pub struct LinuxHost {
+    processes: Arc<Processes>,
+    net: Net,
+}
+
+impl LinuxHost {
+    /// # Errors
+    /// When there is no /proc to read.
+    pub fn new() -> Result<Self, HostError> {
+        Ok(Self { processes: Arc::new(Processes::new(Path::new("/proc"))?), net: Net::new() })
+    }
+
+    /// The process table, shared with the monitors.
+    #[must_use]
+    pub fn processes(&self) -> &Arc<Processes> {
+        &self.processes
+    }
+
+    /// Local processes that own the selected sockets, as far as they can be told: those that listen
+    /// on the port that is selected, here or (for a peer that may be this host) over there.
+    fn owners(&self, traffic: &Traffic) -> Result<Vec<Candidate>, HostError> {
+        if traffic.netns.is_some() {
+            // Ports of another namespace are not this one's.
+            return Ok(Vec::new());
+        }
+        let mut owners: BTreeMap<ProcessId, Candidate> = BTreeMap::new();
+        for port in [traffic.listen, traffic.port].into_iter().flatten() {
+            for owner in self.processes.listening_on(port)? {
+                owners.insert(owner.id, owner);
+            }
+        }
+        if traffic.cgroup.is_some() || traffic.user.is_some() {
+            let selector = ProcessSelector {
+                cgroup: traffic.cgroup.clone(),
+                user: traffic.user.clone(),
+                ..ProcessSelector::default()
+            };
+            let whose: BTreeMap<_, _> =
+                self.processes.find(&selector, &[])?.into_iter().map(|one| (one.id, one)).collect();
+            if owners.is_empty() {
+                owners = whose;
+            } else {
+                owners.retain(|id, _| whose.contains_key(id));
+            }
+        }
+        Ok(owners.into_values().collect())
+    }
+}
+
+impl Host for LinuxHost {
+    fn find(&self, selector: &ProcessSelector, groups: &[GroupPolicy]) -> Result<Vec<Candidate>, HostError> {
+        self.processes.find(selector, groups)
+    }
+
+    fn state(&self, id: ProcessId) -> Result<ProcessState, HostError> {
+        self.processes.state(id)
+    }
+
+    fn signal(&self, id: ProcessId, signal: Signal) -> Result<Delivery, HostError> {
+        self.processes.signal(id, signal)
+    }
+
+    fn plan_net(&self, spec: &NetSpec, open: &[Undo]) -> Result<NetPlan, HostError> {
+        let mut exempt: BTreeSet<u16> = spec.exempt_ports.iter().copied().collect();
+        exempt.extend(self.processes.ssh_ports()?);
+        let spec = NetSpec { exempt_ports: exempt.into_iter().collect(), ..spec.clone() };
+        let mut plan = self.net.plan(&spec, open)?;
+        plan.local = self.owners(&spec.traffic)?;
+        Ok(plan)
+    }
+
+    fn install(&self, plan: &NetPlan, lease: Duration) -> Result<(), HostError> {
+        self.net.install(plan, lease)
+    }
+
+    fn renew(&self, leases: &[(&NetPlan, Duration)]) -> Vec<Result<(), HostError>> {
+        self.net.renew(leases)
+    }
+
+    fn counters(&self, plan: &NetPlan) -> Result<NetCounters, HostError> {
+        self.net.counters(plan)
+    }
+
+    fn restore(&self, items: &[Restore]) -> Vec<Result<(), HostError>> {
+        let net: Vec<Restore> =
+            items.iter().filter(|item| !matches!(item, Restore::Continue { .. })).cloned().collect();
+        let mut done = self.net.restore(&net).into_iter();
+        items
+            .iter()
+            .map(|item| match item {
+                Restore::Continue { process } => {
+                    self.processes.signal(*process, Signal::CONT).map(drop)
+                }
+                _ => done.next().unwrap_or(Ok(())),
+            })
+            .collect()
+    }
+
+    fn headroom(&self) -> Result<Headroom, HostError> {
+        self.processes.headroom()
+    }
+
+    fn abilities(&self) -> Vec<Ability> {
+        let kill = Ability { fault: FaultKind::Kill, variant: None, available: true, reason: None };
+        let kill = match rustix::process::pidfd_open(
+            rustix::process::getpid(),
+            rustix::process::PidfdFlags::empty(),
+        ) {
+            Ok(_) => kill,
+            Err(error) => Ability {
+                available: false,
+                reason: Some(format!("pidfd_open: {error}; a kernel of version 5.3 or later is needed")),
+                ..kill
+            },
+        };
+        std::iter::once(kill).chain(self.net.abilities()).collect()
+    }
+
+    fn protected(&self) -> Result<BTreeMap<ProcessId, String>, HostError> {
+        self.processes.protected()
+    }
+}

@@ -39,6 +39,9 @@ use run::{Phase, Run, StepPhase};
 /// A headroom older than this is no headroom.
 const HEADROOM_STALE: Duration = Duration::from_secs(5);
 
+/// From a removal that is in the journal to the removal, at most.
+const DECIDED_TO_DONE: Duration = Duration::from_secs(1);
+
 /// Facts of the host that do not change while the agent lives.
 #[derive(Debug, Clone)]
 pub struct HostFacts {
@@ -99,10 +102,11 @@ impl Engine {
         }
     }
 
-    /// Takes over the removals that a former agent made: budgets survive restarts.
+    /// Takes over the removals that a former agent decided on at `at`: budgets survive restarts.
+    /// They happened a little later than that, nobody knows when.
     pub fn inherit_removal(&mut self, group: &GroupName, count: u32, at: Moment) {
         if let Some(group) = self.groups.get_mut(group) {
-            group.ledger.record(at, count);
+            group.ledger.record(at.plus(DECIDED_TO_DONE), count);
         }
     }
 

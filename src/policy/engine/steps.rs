@@ -227,8 +227,9 @@ impl Engine {
     ) {
         let Some(run) = self.runs.get_mut(&id) else { return };
         let StepPhase::Committing { deadline } = run.steps[step].phase else { return };
+        let holds = limiter::still_holds(&self.groups, &run.steps[step].touches, now.mono);
         let state = &mut run.steps[step];
-        if result.is_ok() && run.stop.is_none() {
+        if result.is_ok() && run.stop.is_none() && holds.is_ok() {
             if let Some(prepared) = state.prepared.clone() {
                 state.phase = StepPhase::Injecting { deadline };
                 run.began = true;
@@ -240,7 +241,10 @@ impl Engine {
         out.push(Effect::Close { fault: state.fault.clone(), outcome: Outcome::NeverInjected });
         self.skip(id, step);
         match result {
-            Ok(()) => self.advance(id, now, out),
+            Ok(()) => match holds {
+                Ok(()) => self.advance(id, now, out),
+                Err(why) => self.limiter_stop(id, why, now, out),
+            },
             Err(NotDurable::Journal(error)) => {
                 self.journal = Some(error.clone());
                 self.limiter_stop(id, Reason::JournalUnavailable { error }, now, out);
@@ -261,6 +265,9 @@ impl Engine {
     ) {
         let Some(run) = self.runs.get_mut(&id) else { return };
         let StepPhase::Injecting { deadline } = run.steps[step].phase else { return };
+        for group in self.groups.values_mut() {
+            group.injected(id, step, now.mono);
+        }
         let stopped = run.stop.is_some();
         let escalation = match &run.experiment.steps[step].fault {
             FaultSpec::Kill(kill) => kill.then,

@@ -1,0 +1,228 @@
+//! The agent: wires the parts together and fixes the order of start and shutdown.
+//!
+//! Start: policy, halt, journal, warden, recovery, loop, API. Shutdown: stop admitting, revert,
+//! flush, close the API last (status stays readable while reverting), exit.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    thread,
+    time::Duration,
+};
+
+use anyhow::Context as _;
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::{mpsc, watch},
+};
+
+use crate::{
+    api,
+    config::Policy,
+    document, halt,
+    host::{
+        Host,
+        linux::{LinuxHost, clock},
+    },
+    journal::{Journal, Ledger as _, recovery},
+    policy::{
+        engine::{Engine, HostFacts},
+        time::Now,
+    },
+    probe::monitor::Monitors,
+    runner::{
+        Handle, History,
+        event_loop::{EventLoop, Order, Parts},
+        hands::Hands,
+        scribe::{Desk, Scribe},
+    },
+    view::{ReportView, RunView},
+    warden::Warden,
+};
+
+/// How long a shutdown waits for reverts that keep failing, at most. A second signal shortens it.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Reads a policy file.
+///
+/// # Errors
+/// When it cannot be read or is invalid; the text shows where.
+pub fn read_policy(path: &Path) -> anyhow::Result<Policy> {
+    let bytes = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let file = path.display().to_string();
+    let text = document::text_from_bytes(&bytes, &file).map_err(|e| anyhow::anyhow!(e.render("", false)))?;
+    document::policy(text, &file).map_err(|errors| anyhow::anyhow!(errors.render(text, false)))
+}
+
+/// Runs the agent until it is told to stop. Returns how many faults it could not revert.
+///
+/// # Errors
+/// When the policy is invalid, or the host lets it have no threads, socket or state.
+pub fn run(config: &Path) -> anyhow::Result<u32> {
+    let policy = Arc::new(read_policy(config)?);
+    let host = Arc::new(LinuxHost::new());
+    let clock: Arc<dyn Fn() -> Now + Send + Sync> = Arc::new(clock::now);
+
+    let halted = halt::load(&policy.state);
+    // The warden comes first: it is there before anything could need it.
+    let warden = Warden::spawn().inspect_err(|error| tracing::error!(%error, "the warden does not start")).ok();
+    let journal = open_journal(&policy.state);
+    let mut engine = Engine::new(policy.clone(), facts(&*host), halted);
+    let history: Arc<dyn History> = match &journal {
+        Ok(journal) => {
+            recover(journal, &*host, &mut engine);
+            inherit(journal, &mut engine, clock());
+            Arc::new(journal.reader().context("the journal cannot be opened for reading")?)
+        }
+        Err(error) => {
+            let _ = engine.handle(crate::policy::engine::Event::Journal(Err(error.clone())), clock());
+            Arc::new(NoHistory(error.clone()))
+        }
+    };
+
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let (observer, observations) = mpsc::unbounded_channel();
+    let events = mpsc::unbounded_channel();
+    let desk = Desk {
+        state: policy.state.clone(),
+        journal,
+        warden,
+        events: events.0.clone(),
+        clock: clock.clone(),
+    };
+    let (scribe, writer) = Scribe::start(desk)?;
+    let monitors =
+        runtime.block_on(async { Monitors::start(&policy.groups, host.processes().clone(), observer) });
+    let parts = Parts {
+        engine,
+        hands: Arc::new(Hands::new(host)),
+        scribe,
+        monitors,
+        observations,
+        events,
+        history,
+        clock,
+    };
+    let (event_loop, handle, orders) = EventLoop::new(parts)?;
+    let (closing, closed) = watch::channel(false);
+    let server = serve(&policy, handle, closed)?;
+    let stuck = runtime.block_on(async move {
+        let signals = tokio::spawn(follow_signals(config.to_owned(), orders));
+        let stuck = event_loop.run().await;
+        signals.abort();
+        stuck
+    });
+    // Everything is reverted; what the loop wrote is flushed before the API says goodbye.
+    let _ = writer.join();
+    let _ = closing.send(true);
+    let _ = server.join();
+    tracing::info!(stuck, "stopped");
+    Ok(stuck)
+}
+
+/// The API has a thread and a runtime of its own: no client can starve the loop.
+fn serve(policy: &Arc<Policy>, handle: Handle, closed: watch::Receiver<bool>) -> anyhow::Result<thread::JoinHandle<()>> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let library = document::Library { dir: policy.experiments.clone() };
+    let server = runtime.block_on(api::bind(&policy.api, handle, library))?;
+    let thread = thread::Builder::new().name("vervet-api".to_owned()).spawn(move || {
+        runtime.block_on(server.serve(closed));
+        // Connections that are still open do not hold up the exit.
+        runtime.shutdown_timeout(Duration::from_millis(100));
+    })?;
+    Ok(thread)
+}
+
+async fn follow_signals(config: PathBuf, orders: mpsc::UnboundedSender<Order>) {
+    let (Ok(mut term), Ok(mut int), Ok(mut hup)) =
+        (signal(SignalKind::terminate()), signal(SignalKind::interrupt()), signal(SignalKind::hangup()))
+    else {
+        tracing::error!("no signal handlers can be had");
+        return;
+    };
+    let mut stops = 0;
+    loop {
+        tokio::select! {
+            _ = term.recv() => stops += 1,
+            _ = int.recv() => stops += 1,
+            _ = hup.recv() => {
+                match read_policy(&config) {
+                    Ok(policy) => {
+                        tracing::info!("policy read again");
+                        let _ = orders.send(Order::Reload(Box::new(policy)));
+                    }
+                    Err(error) => tracing::error!("the policy stays as it was: {error:#}"),
+                }
+                continue;
+            }
+            () = tokio::time::sleep(PATIENCE), if stops > 0 => {
+                tracing::error!("reverting takes too long; the warden and `vervet recover` go on");
+                let _ = orders.send(Order::Hurry);
+                continue;
+            }
+        }
+        tracing::info!(stops, "stopping: reverting everything first");
+        let order = if stops > 1 { Order::Hurry } else { Order::Stop };
+        let _ = orders.send(order);
+    }
+}
+
+fn open_journal(state: &Path) -> Result<Journal, String> {
+    Journal::open(state).map_err(|error| {
+        tracing::error!(%error, "the journal cannot be used; nothing will be admitted");
+        error.to_string()
+    })
+}
+
+/// Undoes what a former agent left, before anything is served.
+fn recover(journal: &Journal, host: &dyn Host, engine: &mut Engine) {
+    match recovery::recover(journal, host, jiff::Timestamp::now()) {
+        Ok(recovered) => {
+            let stuck = u32::try_from(recovered.stuck.len()).unwrap_or(u32::MAX);
+            engine.inherit_stuck(stuck);
+        }
+        Err(error) => {
+            tracing::error!(%error, "what a former agent left cannot be known");
+            engine.inherit_stuck(1);
+        }
+    }
+}
+
+/// Budgets survive restarts.
+fn inherit(journal: &Journal, engine: &mut Engine, now: Now) {
+    let longest = engine.policy().groups.iter().map(|group| group.removal.every).max().unwrap_or_default();
+    let since = now.wall.checked_sub(longest).unwrap_or(jiff::Timestamp::MIN);
+    match journal.recent_charges(since) {
+        Ok(charges) => {
+            for (group, count, at) in charges {
+                let ago = Duration::try_from(now.wall.duration_since(at)).unwrap_or_default();
+                engine.inherit_removal(&group, count, now.mono.minus(ago));
+            }
+        }
+        Err(error) => tracing::error!(%error, "earlier removals cannot be known"),
+    }
+}
+
+fn facts(host: &dyn Host) -> HostFacts {
+    let uname = rustix::system::uname();
+    HostFacts {
+        name: uname.nodename().to_string_lossy().into_owned(),
+        kernel: uname.release().to_string_lossy().into_owned(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        started_at: jiff::Timestamp::now(),
+        abilities: host.abilities(),
+    }
+}
+
+/// Stands in where there is no journal to read.
+struct NoHistory(String);
+
+impl History for NoHistory {
+    fn list(&self, _: Option<uuid::Uuid>, _: usize) -> anyhow::Result<Vec<RunView>> {
+        anyhow::bail!("{}", self.0)
+    }
+
+    fn report(&self, _: uuid::Uuid) -> anyhow::Result<Option<ReportView>> {
+        anyhow::bail!("{}", self.0)
+    }
+}

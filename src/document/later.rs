@@ -1,0 +1,118 @@
+//! Words that have a meaning in later versions, or in the other kind of document.
+//!
+//! They are neither unknown nor ignored: using one is an error that says what to do instead.
+
+use super::reader::Known;
+
+const FAULTS: [&str; 17] = [
+    "pause",
+    "unit",
+    "loss",
+    "corrupt",
+    "duplicate",
+    "reorder",
+    "bandwidth",
+    "partition",
+    "dns",
+    "cpu",
+    "memory",
+    "disk",
+    "io",
+    "handles",
+    "clock",
+    "storm",
+    "host",
+];
+
+/// Top-level keys of policies, [`EXPERIMENT`]'s excepted.
+pub const POLICY: [&str; 9] =
+    ["leashed", "state", "experiments", "api", "limits", "network", "group", "freeze", "schedule"];
+
+/// Top-level keys of experiments.
+pub const EXPERIMENT: [&str; 6] = ["title", "hypothesis", "groups", "recovery", "probe", "step"];
+
+/// Nothing is known beside the valid keys.
+pub fn nothing(_: &str) -> Option<Known> {
+    None
+}
+
+/// Top-level keys of a policy.
+pub fn in_policy(key: &str) -> Option<Known> {
+    match key {
+        "schedule" => later("`[[schedule]]`", "start runs from a timer of your own: `vervet run NAME`"),
+        "step" | "probe" | "hypothesis" | "title" | "recovery" => Some(Known {
+            message: format!("`{key}` belongs in an experiment, and this is a policy"),
+            help: "experiments are files of their own, in the directory `experiments`".to_owned(),
+        }),
+        _ => None,
+    }
+}
+
+/// Top-level keys of an experiment.
+pub fn in_experiment(key: &str) -> Option<Known> {
+    let home = match key {
+        "schedule" => return in_policy(key),
+        "leashed" | "state" | "experiments" | "api" | "limits" | "network" | "group" | "freeze" => key,
+        _ => return None,
+    };
+    let help = match home {
+        "group" => "an experiment names groups that the policy declares: `groups = [\"…\"]`",
+        _ => "the host's owner writes it in vervet.toml",
+    };
+    Some(Known {
+        message: format!("`{home}` belongs in the host's policy, and this is an experiment"),
+        help: help.to_owned(),
+    })
+}
+
+/// Keys of process selectors.
+pub fn in_processes(key: &str) -> Option<Known> {
+    match key {
+        "unit" => later(
+            "the selector `unit`",
+            "select by cgroup: `cgroup = \"/system.slice/NAME.service\"` is a unit's",
+        ),
+        "container" => later("the selector `container`", "select by `cgroup`, `exe` or `cmdline`"),
+        _ => None,
+    }
+}
+
+/// Keys of traffic selectors.
+pub fn in_traffic(key: &str) -> Option<Known> {
+    match key {
+        "unit" => later(
+            "the selector `unit`",
+            "select by cgroup: `cgroup = \"/system.slice/NAME.service\"` is a unit's",
+        ),
+        "container" => {
+            later("the selector `container`", "name its namespace: `netns = \"/proc/PID/ns/net\"`")
+        }
+        _ => None,
+    }
+}
+
+/// Keys of readiness sources.
+pub fn in_ready(key: &str) -> Option<Known> {
+    match key {
+        "systemd" | "haproxy" | "prometheus" => later(
+            &format!("the readiness source `{key}`"),
+            "a `command` that prints the number of ready instances can ask it",
+        ),
+        "process" => Some(Known {
+            message: "`process` is a word, not a key".to_owned(),
+            help: "write `ready = \"process\"`, or nothing: it is the default".to_owned(),
+        }),
+        _ => None,
+    }
+}
+
+/// The value of a step's `fault`.
+pub fn fault(word: &str) -> Option<Known> {
+    let help = "this version has `kill`, `latency` and `connections`";
+    FAULTS.contains(&word).then(|| later(&format!("the fault `{word}`"), help)).flatten()
+}
+
+#[expect(clippy::unnecessary_wraps, reason = "its callers return it among other answers")]
+fn later(what: &str, help: &str) -> Option<Known> {
+    Some(Known { message: format!("{what} is known, but not in this version"), help: help.to_owned() })
+}

@@ -1,0 +1,200 @@
+//! One look at a group: its members, each asked whether it is ready.
+//!
+//! A member that does not answer in time is not ready. A look that cannot be had whole is an error:
+//! it never falls back on an older one.
+
+use std::{net::SocketAddr, sync::Arc};
+
+use tokio::task::JoinSet;
+
+use super::{command, http, members::Discovery, process, tcp};
+use crate::{
+    config::{GroupPolicy, ReadySource},
+    host::{
+        Member,
+        linux::{
+            clock,
+            process::{Found, Processes},
+        },
+    },
+    policy::{capacity::Reading, time::Moment},
+};
+
+/// Members that are asked at the same time.
+const AT_ONCE: usize = 32;
+
+/// So many states are read without handing the work to another thread.
+const FEW: usize = 32;
+
+/// Everything that a look at one group needs.
+#[derive(Debug, Clone)]
+pub struct Source {
+    pub processes: Arc<Processes>,
+    pub discovery: Arc<Discovery>,
+    pub group: Arc<GroupPolicy>,
+    /// Its place among the groups of the discovery.
+    pub index: usize,
+}
+
+impl Source {
+    /// Looks. `force`: at the process table too, however recently that was done.
+    ///
+    /// # Errors
+    /// Why there is no reading, in words for people.
+    pub async fn look(&self, force: bool) -> Result<Reading, String> {
+        let taken_at = clock::boottime();
+        // A counting program's members are found as well: their deaths are to be noticed.
+        let found = self.discovery.members(self.index, taken_at, force).await?;
+        if let ReadySource::Command { argv, within } = &self.group.ready {
+            let ended = command::run(argv, *within).await?;
+            return Ok(self.counted(ended.count()?, found.len(), taken_at));
+        }
+        let members = self.ask_all(self.living(found).await?).await?;
+        let ready = count(members.iter().filter(|member| member.ready).count());
+        Ok(Reading { ready, total: count(members.len()), taken_at, members: Some(members) })
+    }
+
+    /// A program that only says how many are ready is taken to speak of all that are expected, or
+    /// else of the members that were found.
+    fn counted(&self, counted: command::Count, found: usize, taken_at: Moment) -> Reading {
+        let ready = counted.ready;
+        let total = counted
+            .total
+            .unwrap_or_else(|| self.group.expected.unwrap_or_else(|| count(found)).max(ready));
+        Reading { ready, total, taken_at, members: None }
+    }
+
+    /// Those that still live, and whether each runs.
+    async fn living(&self, found: Arc<Vec<Found>>) -> Result<Vec<(Found, bool)>, String> {
+        let processes = Arc::clone(&self.processes);
+        let few = found.len() <= FEW;
+        let judge = move || {
+            let ids: Vec<_> = found.iter().map(|found| found.candidate.id).collect();
+            let states = process::ready(&processes, &ids).map_err(|error| error.to_string())?;
+            let living = found.iter().zip(states);
+            Ok(living.filter_map(|(found, ready)| Some((found.clone(), ready?))).collect())
+        };
+        if few {
+            return judge();
+        }
+        let judged = tokio::task::spawn_blocking(judge).await;
+        judged.map_err(|error| format!("asking the members failed: {error}"))?
+    }
+
+    async fn ask_all(&self, living: Vec<(Found, bool)>) -> Result<Vec<Member>, String> {
+        let mut members = Vec::with_capacity(living.len());
+        let mut asked = JoinSet::new();
+        for (found, runs) in living {
+            let question = Question::new(&self.group.ready, &found)?;
+            members.push(Member { process: found.candidate, ready: runs });
+            // A stopped member answers nobody: that is known without asking.
+            if let (Some(question), true) = (question, runs) {
+                if asked.len() >= AT_ONCE {
+                    note(&mut members, asked.join_next().await)?;
+                }
+                let at = members.len() - 1;
+                asked.spawn(async move { (at, question.ask().await) });
+            }
+        }
+        while let Some(answer) = asked.join_next().await {
+            note(&mut members, Some(answer))?;
+        }
+        Ok(members)
+    }
+}
+
+/// What is asked of one member over the network.
+enum Question {
+    /// Each must accept.
+    Tcp { addresses: Vec<SocketAddr>, within: std::time::Duration },
+    /// One must answer.
+    Http { urls: Vec<String>, source: ReadySource },
+}
+
+impl Question {
+    /// `None` where being alive is all that is asked.
+    fn new(source: &ReadySource, found: &Found) -> Result<Option<Self>, String> {
+        match source {
+            ReadySource::Process | ReadySource::Command { .. } => Ok(None),
+            ReadySource::Tcp { port, within } => {
+                let mut addresses = reachable(found)?;
+                addresses.retain(|address| port.is_none_or(|port| address.port() == port));
+                Ok(Some(Self::Tcp { addresses, within: *within }))
+            }
+            ReadySource::Http { url, .. } => {
+                let pid = found.candidate.id.pid;
+                let urls = if url.contains("{port}") {
+                    reachable(found)?;
+                    let ports = &found.candidate.listens;
+                    ports.iter().map(|port| http::fill(url, Some(*port), pid)).collect()
+                } else {
+                    vec![http::fill(url, None, pid)]
+                };
+                Ok(Some(Self::Http { urls, source: source.clone() }))
+            }
+        }
+    }
+
+    /// Several ports: a service that is to be reached by `tcp` must accept on each of them. A URL
+    /// names one endpoint, which one of them serves (the others are for metrics, debugging or
+    /// peers): the first that answers as it should is enough. They are asked at the same time.
+    async fn ask(self) -> bool {
+        match self {
+            Self::Tcp { addresses, within } => {
+                let mut asked = JoinSet::new();
+                let any = !addresses.is_empty();
+                for address in addresses {
+                    asked.spawn(async move { tcp::connect_listener(address, within).await.is_ok() });
+                }
+                while let Some(answer) = asked.join_next().await {
+                    if !answer.unwrap_or(false) {
+                        return false;
+                    }
+                }
+                any
+            }
+            Self::Http { urls, source } => {
+                let ReadySource::Http { status, body, within, .. } = source else { return false };
+                let mut asked = JoinSet::new();
+                for url in urls {
+                    let (status, body) = (status.clone(), body.clone());
+                    asked.spawn(async move {
+                        http::get(&url, &status, body.as_deref(), within).await.is_ok()
+                    });
+                }
+                while let Some(answer) = asked.join_next().await {
+                    if answer.unwrap_or(false) {
+                        return true;
+                    }
+                }
+                false
+            }
+        }
+    }
+}
+
+/// Where a member listens, if the agent can go there.
+fn reachable(found: &Found) -> Result<Vec<SocketAddr>, String> {
+    let pid = found.candidate.id.pid;
+    match &found.listens {
+        Ok(listens) if listens.elsewhere => {
+            Err(format!("member {pid} is in another network namespace, where its ports cannot be asked"))
+        }
+        Ok(listens) => Ok(listens.addresses.clone()),
+        Err(error) => Err(format!("the ports of member {pid} are not known: {error}")),
+    }
+}
+
+type Answer = Result<(usize, bool), tokio::task::JoinError>;
+
+fn note(members: &mut [Member], answer: Option<Answer>) -> Result<(), String> {
+    if let Some(answer) = answer {
+        let (at, ready) = answer.map_err(|error| format!("asking a member failed: {error}"))?;
+        members[at].ready = ready;
+    }
+    Ok(())
+}
+
+fn count(number: usize) -> u32 {
+    u32::try_from(number).unwrap_or(u32::MAX)
+}

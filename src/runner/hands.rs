@@ -1,0 +1,227 @@
+//! The hands: perform what the engine asked for, on whatever host they are given.
+//!
+//! Each method does one effect to its end and says what came of it as an event. They decide
+//! nothing, retry nothing and wait for nothing but the kernel. The real loop calls them from its
+//! worker threads, the simulation in its own time.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use uuid::Uuid;
+
+use crate::{
+    config::Policy,
+    experiment::{FaultSpec, Signal},
+    fault::{self, Context, Injection, KERNEL_LEASE, Prepared, Target, net_spec, undo, undo::Undo},
+    host::{FaultId, Host, HostError, Memberships},
+    policy::{
+        engine::{Event, Job},
+        plan::{Found, Resolution},
+        time::Moment,
+    },
+};
+
+/// Everything that touches the host for the engine.
+#[derive(Debug)]
+pub struct Hands<H> {
+    /// Undos that are, or are about to be, in force.
+    open: Mutex<BTreeMap<FaultId, Undo>>,
+    host: Arc<H>,
+}
+
+/// Lookups of one step: its index, fault, id and seed.
+pub type Lookup = (usize, FaultSpec, FaultId, u64);
+
+impl<H: Host> Hands<H> {
+    pub fn new(host: Arc<H>) -> Self {
+        Self { open: Mutex::default(), host }
+    }
+
+    /// Looks up the targets of steps. Touches nothing.
+    pub fn resolve(&self, policy: &Policy, job: Job, steps: Vec<Lookup>) -> Event {
+        let common = self.surroundings(policy);
+        let results = steps
+            .into_iter()
+            .map(|(step, spec, fault, seed)| {
+                let found = self.find(policy, &spec, fault, seed);
+                let result = match (&common, found) {
+                    (Ok((memberships, protected)), Ok(found)) => Ok(Resolution {
+                        found,
+                        memberships: memberships.clone(),
+                        protected: protected.clone(),
+                    }),
+                    (Err(error), _) => Err(error.clone()),
+                    (_, Err(error)) => Err(error),
+                };
+                (step, result)
+            })
+            .collect();
+        Event::Resolved { job, results }
+    }
+
+    /// Looks up what an injection needs. Touches nothing.
+    pub fn prepare(
+        &self,
+        policy: &Policy,
+        run: Uuid,
+        step: usize,
+        spec: &FaultSpec,
+        target: &Target,
+        fault: FaultId,
+        seed: u64,
+    ) -> Event {
+        let open = self.open_undos();
+        let exempt_ports = exempt_ports(policy);
+        let context = Context {
+            fault,
+            seed,
+            mark_mask: policy.network.mark_mask,
+            exempt_ports: &exempt_ports,
+            open: &open,
+        };
+        let result = fault::prepare(&*self.host, spec, target, &context).map(Box::new);
+        Event::Prepared { run, step, result }
+    }
+
+    /// Counts an undo as open from now on: it is about to become durable.
+    pub fn hold(&self, prepared: &Prepared) {
+        self.lock().insert(prepared.fault.clone(), prepared.undo.clone());
+    }
+
+    /// The fault was never injected: its undo is not open any more.
+    pub fn let_go(&self, fault: &FaultId) {
+        self.lock().remove(fault);
+    }
+
+    /// Injects. Whatever happens, a kernel lease never runs beyond `deadline`.
+    pub fn inject(
+        &self,
+        run: Uuid,
+        step: usize,
+        prepared: &Prepared,
+        deadline: Moment,
+        now: Moment,
+    ) -> Event {
+        let lease = deadline.since(now).min(KERNEL_LEASE);
+        let result = if lease.is_zero() {
+            Err(HostError::Unavailable("its time was over before it could be injected".to_owned()))
+        } else {
+            fault::inject(&*self.host, prepared, lease)
+        };
+        Event::Injected { run, step, result }
+    }
+
+    /// The second signal of a kill. What came of it shows in the next measurement.
+    pub fn escalate(&self, prepared: &Prepared, signal: Signal) {
+        if let Err(error) = fault::escalate(&*self.host, prepared, signal) {
+            tracing::warn!(fault = %prepared.fault.0, %error, "escalation failed");
+        }
+    }
+
+    /// Reads back what a fault did.
+    pub fn measure(&self, run: Uuid, step: usize, prepared: &Prepared, injection: &Injection) -> Event {
+        let result = fault::measure(&*self.host, prepared, injection);
+        Event::Measured { run, step, result }
+    }
+
+    /// Renews leases up to their deadlines; says which ones had lapsed.
+    pub fn renew(&self, leases: &[(Uuid, usize, Arc<Prepared>, Moment)], now: Moment) -> Vec<Event> {
+        let due: Vec<_> = leases
+            .iter()
+            .filter_map(|(run, step, prepared, deadline)| {
+                let left = deadline.since(now).min(KERNEL_LEASE);
+                let Target::Traffic { plan } = &prepared.target else { return None };
+                (!left.is_zero()).then_some((*run, *step, &**plan, left))
+            })
+            .collect();
+        let asked: Vec<_> = due.iter().map(|(_, _, plan, left)| (*plan, *left)).collect();
+        let results = self.host.renew(&asked);
+        due.iter()
+            .zip(results)
+            .filter_map(|((run, step, ..), result)| {
+                let error = result.err()?.to_string();
+                Some(Event::Lapsed { run: *run, step: *step, error })
+            })
+            .collect()
+    }
+
+    /// Undoes. Objects that another open undo still names stay for that one.
+    pub fn revert(&self, items: &[(Uuid, usize, Arc<Prepared>)]) -> Vec<Event> {
+        let undos: Vec<(FaultId, Undo)> = items
+            .iter()
+            .map(|(_, _, prepared)| (prepared.fault.clone(), prepared.undo.clone()))
+            .collect();
+        let kept: Vec<Undo> = self
+            .lock()
+            .iter()
+            .filter(|(fault, _)| !undos.iter().any(|(going, _)| going == *fault))
+            .map(|(_, undo)| undo.clone())
+            .collect();
+        let results = undo::revert(&*self.host, &undos, &kept);
+        let mut open = self.lock();
+        items
+            .iter()
+            .zip(results)
+            .map(|((run, step, _), (fault, result))| {
+                if result.is_ok() {
+                    open.remove(&fault);
+                }
+                Event::Reverted { run: *run, step: *step, result }
+            })
+            .collect()
+    }
+
+    fn find(
+        &self,
+        policy: &Policy,
+        spec: &FaultSpec,
+        fault: FaultId,
+        seed: u64,
+    ) -> Result<Found, HostError> {
+        let open = self.open_undos();
+        let exempt_ports = exempt_ports(policy);
+        let context = Context {
+            fault,
+            seed,
+            mark_mask: policy.network.mark_mask,
+            exempt_ports: &exempt_ports,
+            open: &open,
+        };
+        match (spec, net_spec(spec, &context)) {
+            (FaultSpec::Kill(kill), _) => {
+                self.host.find(&kill.target.select, &policy.groups).map(Found::Processes)
+            }
+            (_, Some(net)) => Ok(Found::Traffic(Box::new(self.host.plan_net(&net, &open)?))),
+            (spec, None) => unreachable!("{} acts on processes or on traffic", spec.kind()),
+        }
+    }
+
+    fn surroundings(
+        &self,
+        policy: &Policy,
+    ) -> Result<(Memberships, BTreeMap<crate::host::ProcessId, String>), HostError> {
+        let mut memberships = Memberships::new();
+        for group in &policy.groups {
+            let members = self.host.find(&group.members, &policy.groups)?;
+            memberships
+                .insert(group.name.clone(), members.into_iter().map(|member| member.id).collect());
+        }
+        Ok((memberships, self.host.protected()?))
+    }
+
+    fn open_undos(&self) -> Vec<Undo> {
+        self.lock().values().cloned().collect()
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<FaultId, Undo>> {
+        // Held for map operations only, which leave it whole even if they panic.
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The API's own port is never disturbed.
+fn exempt_ports(policy: &Policy) -> Vec<u16> {
+    policy.api.listen.map(|address| address.port()).into_iter().collect()
+}

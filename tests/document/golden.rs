@@ -1,0 +1,175 @@
+//! Wrong documents and exactly what is said about them.
+//!
+//! Run with `BLESS=1` to write the expected texts anew, then read the difference.
+
+use std::{fmt::Write as _, fs, path::Path};
+
+use vervet::document::{self, Format, Kind};
+
+/// Name, kind, format, text.
+type Case = (&'static str, Kind, Format, String);
+
+/// An experiment with this step.
+fn step(keys: &str) -> String {
+    let head = "title = \"T\"\nhypothesis = \"H\"\ngroups = [\"checkout\"]\n";
+    format!("{head}\n[[step]]\nname = \"S\"\n{keys}\n")
+}
+
+fn latency(keys: &str) -> String {
+    step(&format!("fault = \"latency\"\nduration = \"60s\"\n{keys}"))
+}
+
+fn kill(keys: &str) -> String {
+    step(&format!("fault = \"kill\"\n{keys}"))
+}
+
+fn group(keys: &str) -> String {
+    format!("[[group]]\nname = \"checkout\"\n{keys}\n")
+}
+
+fn experiments() -> Vec<(&'static str, String)> {
+    let traffic = "traffic = { port = 5432 }\n";
+    let cap = |keys: &str| step(&format!("fault = \"connections\"\nduration = \"60s\"\n{keys}"));
+    vec![
+        ("misspelt key", latency(&format!("{traffic}dealy = \"100ms\""))),
+        ("another tool's word", kill("selector = { name = \"worker\" }")),
+        ("key of another fault", kill("target = { name = \"worker\" }\ndelay = \"1s\"")),
+        ("nothing near", latency(&format!("{traffic}delay = \"1s\"\nbogosity = 3"))),
+        ("missing keys", "groups = []\n\n[[step]]\nfault = \"latency\"\n".to_owned()),
+        ("number for a duration", latency(&format!("{traffic}delay = 250"))),
+        ("duration without unit", latency(&format!("{traffic}delay = \"250\""))),
+        ("unknown unit", latency(&format!("{traffic}delay = \"5 parsecs\""))),
+        ("zero delay", latency(&format!("{traffic}delay = \"0ms\""))),
+        ("negative delay", latency(&format!("{traffic}delay = \"-5ms\""))),
+        ("jitter above delay", latency(&format!("{traffic}delay = \"5ms\"\njitter = \"6ms\""))),
+        ("correlation alone", latency(&format!("{traffic}delay = \"5ms\"\ncorrelation = \"10%\""))),
+        ("over a hundred", kill("target = { group = \"checkout\", pick = \"150%\" }")),
+        ("empty selector", kill("target = { pick = 1 }")),
+        ("age is no selector", kill("target = { older_than = \"1h\", pick = \"all\" }")),
+        ("pattern for everything", kill("target = { cmdline = \".*\" }")),
+        ("broken pattern", kill("target = { cmdline = \"worker(\" }")),
+        ("long name", kill("target = { name = \"checkout-service-worker\" }")),
+        ("picks nothing", kill("target = { group = \"checkout\", pick = 0 }")),
+        ("undeclared group", kill("target = { group = \"chekout\" }")),
+        ("signal zero", kill("target = { group = \"checkout\" }\nsignal = 0")),
+        ("signal by number", kill("target = { group = \"checkout\" }\nsignal = 15")),
+        ("misspelt signal", kill("target = { group = \"checkout\" }\nsignal = \"SIGTREM\"")),
+        ("stopping signal", kill("target = { group = \"checkout\" }\nsignal = \"SIGSTOP\"")),
+        ("useless escalation", kill("target = { group = \"checkout\" }\nthen = { after = \"5s\" }")),
+        ("host bits", latency("delay = \"1s\"\ntraffic = { to = [\"10.0.0.0/8\", \"10.1.2.3/8\"] }")),
+        ("no traffic", latency("delay = \"1s\"\ntraffic = { netns = \"blue\" }")),
+        ("both directions", latency("delay = \"1s\"\ntraffic = { listen = 80, to = \"10.0.0.0/8\" }")),
+        ("cap without limit", cap("traffic = { listen = 8080 }\nexcess = \"reset\"")),
+        ("unknown choice", cap("traffic = { listen = 8080 }\nmax = 4\nexcess = \"rst\"")),
+        ("udp connections", cap("traffic = { listen = 53, protocol = \"udp\" }\nmax = 4")),
+        ("later fault", step("fault = \"loss\"\npercent = \"1%\"\nduration = \"60s\"")),
+        ("misspelt fault", step("fault = \"latensy\"\nduration = \"60s\"")),
+        ("later selectors", latency("delay = \"1s\"\ntraffic = { unit = \"a.service\" }")),
+        (
+            "schedule",
+            format!("{}\n[[schedule]]\ncron = \"0 10 * * *\"\n", kill("target = { name = \"w\" }")),
+        ),
+        ("policy key", format!("leashed = true\n{}", kill("target = { name = \"w\" }"))),
+        ("first step with previous", kill("target = { name = \"w\" }\nstart = \"with previous\"")),
+        (
+            "two checks",
+            format!(
+                "{}[[probe]]\nname = \"P\"\nhttp = \"http://a.example/\"\ntcp = \"a.example:80\"\n",
+                kill("target = { name = \"w\" }")
+            ),
+        ),
+        (
+            "shell string",
+            format!(
+                "{}[[probe]]\nname = \"P\"\ncommand = \"test -e /run/ok\"\n",
+                kill("target = { name = \"w\" }")
+            ),
+        ),
+        ("broken TOML", "title = \"T\nhypothesis = = 1\n[[step]\n".to_owned()),
+        ("key given twice", "title = \"T\"\ntitle = \"U\"\n".to_owned()),
+        (
+            "many at once",
+            latency("delay = 1\njitter = \"soon\"\ntrafic = { port = 1 }\nstart = \"now\"\ncharge = -1"),
+        ),
+    ]
+}
+
+fn policies() -> Vec<(&'static str, String)> {
+    let members = "members = { listen = 8080 }\n";
+    let token = |name: &str, sha: &str| {
+        format!("[[api.token]]\nname = \"{name}\"\nrole = \"operator\"\nsha256 = \"{sha}\"\n")
+    };
+    let sha = "0123456789abcdef".repeat(4);
+    let freeze = |from: &str, until: &str, zone: &str| {
+        format!("[[freeze]]\nname = \"F\"\nfrom = \"{from}\"\nuntil = \"{until}\"\nzone = \"{zone}\"\n")
+    };
+    vec![
+        ("misspelt section", "[limit]\nduration = \"5m\"\n".to_owned()),
+        ("floor above expected", group(&format!("floor = 5\nexpected = 4\n{members}"))),
+        ("percentage of nothing", group(&format!("floor = \"75%\"\n{members}"))),
+        ("floor missing", group(members)),
+        ("twice the same name", format!("{0}{0}", group(&format!("floor = 1\n{members}")))),
+        ("later source", group(&format!("floor = 1\n{members}ready = {{ haproxy = \"be\" }}"))),
+        ("unit members", group("floor = 1\nmembers = { unit = \"checkout@*.service\" }")),
+        ("unknown source", group(&format!("floor = 1\n{members}ready = \"proces\""))),
+        (
+            "unknown placeholder",
+            group(&format!("floor = 1\n{members}ready = {{ http = \"http://[::1]:{{prt}}/\" }}")),
+        ),
+        ("always stale", group(&format!("floor = 1\n{members}poll = \"5s\"\nstale_after = \"2s\""))),
+        ("listen without token", "[api]\nlisten = \"127.0.0.1:7667\"\n".to_owned()),
+        ("listen without TLS", format!("[api]\nlisten = \"0.0.0.0:7667\"\n{}", token("ci", &sha))),
+        ("short digest", token("ci", "abc")),
+        ("one secret, two names", format!("{}{}", token("a", &sha), token("b", &sha))),
+        ("backward freeze", freeze("2027-01-05T00:00", "2026-11-20T00:00", "UTC")),
+        ("time with offset", freeze("2026-11-20T00:00Z", "2027-01-05T00:00", "UTC")),
+        ("not a date", freeze("2026-13-20T00:00", "2027-01-05T00:00", "UTC")),
+        ("scattered mask", "[network]\nmark_mask = \"0xf0f00000\"\n".to_owned()),
+        ("relative path", "state = \"vervet\"\n".to_owned()),
+        ("schedule in policy", "[[schedule]]\nexperiment = \"x\"\n".to_owned()),
+        ("step in policy", "leashed = \"no\"\n[[step]]\nname = \"S\"\n".to_owned()),
+    ]
+}
+
+fn json() -> Vec<(&'static str, String)> {
+    let document =
+        |step: &str| format!("{{\"title\": \"T\", \"hypothesis\": \"H\", \"step\": [{step}]}}");
+    vec![
+        ("broken JSON", "{\"title\": \"T\",\n  \"step\": [}\n".to_owned()),
+        ("JSON key given twice", "{\"title\": \"T\", \"title\": \"U\"}".to_owned()),
+        ("JSON null", document("{\"name\": \"S\", \"fault\": \"kill\", \"target\": null}")),
+        (
+            "JSON wrong type",
+            document(
+                "{\"name\": \"S\", \"fault\": \"kill\", \"target\": {\"nam\": \"w\"}, \"duration\": 1.5}",
+            ),
+        ),
+        ("JSON not a table", "[1, 2]".to_owned()),
+    ]
+}
+
+#[test]
+fn wrong_documents_are_told_exactly_what_is_wrong() {
+    let experiments = experiments().into_iter().map(|(n, t)| (n, Kind::Experiment, Format::Toml, t));
+    let policies = policies().into_iter().map(|(n, t)| (n, Kind::Policy, Format::Toml, t));
+    let json = json().into_iter().map(|(n, t)| (n, Kind::Experiment, Format::Json, t));
+    let cases: Vec<Case> = experiments.chain(policies).chain(json).collect();
+    let mut shown = String::new();
+    for (name, kind, format, text) in &cases {
+        let result = match kind {
+            Kind::Policy => document::policy(text, "vervet.toml").map(drop),
+            Kind::Experiment => document::experiment(text, "test.toml", *format).map(drop),
+        };
+        let errors = result.expect_err(name);
+        write!(shown, "## {name}\n\n{}\n\n", errors.render(text, false)).unwrap();
+    }
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/document/messages.md");
+    if std::env::var_os("BLESS").is_some() {
+        fs::write(&file, &shown).unwrap();
+    }
+    let expected = fs::read_to_string(&file).unwrap();
+    for (is, should) in shown.split("## ").zip(expected.split("## ")) {
+        assert_eq!(is, should, "see {}", file.display());
+    }
+    assert_eq!(shown.len(), expected.len());
+}

@@ -1,0 +1,934 @@
+//! One simulated life of a host: the real engine, the real hands and the real recovery on a host in
+//! memory, with everything that can go wrong drawn from one seed, in virtual time.
+//!
+//! After each event the promises are checked against the host itself, not against what the engine
+//! believes of it.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, BinaryHeap},
+    sync::Arc,
+    time::Duration,
+};
+
+use jiff::Timestamp;
+use rand::{Rng, RngExt, SeedableRng};
+use rand_chacha::ChaCha12Rng;
+use uuid::Uuid;
+use vervet::{
+    config::{ApiPolicy, GroupPolicy, NetworkPolicy, Policy, ReadySource, Removal},
+    experiment::{
+        Check, Connections, DelayEngine, Distribution, Escalation, Excess, Existing, Experiment,
+        FaultSpec, Kill, Latency, Order, Percent, Pick, Probe, ProcessSelector, ProcessTarget, Signal,
+        Start as When, Step, Traffic,
+    },
+    fault::undo::{self, Undo},
+    host::{
+        FaultId, Headroom, Host, ProcessId, Stock,
+        sim::{SimHost, Snapshot, Spawn, Verb},
+    },
+    journal::{self, Ledger as _, recovery},
+    policy::{
+        engine::{Effect, Engine, Event, HostFacts, NotDurable, Outcome, Start},
+        limiter,
+        time::{Moment, Now},
+    },
+    runner::hands::Hands,
+    view::{Cleanup, Verdict},
+};
+
+use crate::ledger::MemoryLedger;
+
+/// What the seed decided to try.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Mischief {
+    /// Instances die or fall ill by themselves.
+    pub deaths: bool,
+    /// The host's verbs fail.
+    pub failures: bool,
+    /// The agent dies; so may the warden, or the machine.
+    pub crashes: bool,
+    /// Readiness sources fail, hang, lie.
+    pub blindness: bool,
+    /// The disk is full for a while.
+    pub full_disk: bool,
+}
+
+/// How often each thing happened, over many lives: a simulation in which nothing happens proves nothing.
+#[derive(Debug, Default, Clone)]
+pub struct Tally {
+    pub runs: u64,
+    pub verdicts: BTreeMap<String, u64>,
+    pub signals: u64,
+    pub crashes: u64,
+    pub deaths: u64,
+    pub reasons: BTreeMap<String, u64>,
+}
+
+enum Thing {
+    /// For the engine.
+    Event(Event),
+    /// For a worker, at this time.
+    Effect(Effect),
+    Poll(usize),
+    Headroom,
+    Probe {
+        run: Uuid,
+        probe: usize,
+        stop: u64,
+    },
+    Ill(ProcessId),
+    Well(ProcessId),
+    Death,
+    Disk(bool),
+    Crash,
+    NewRun,
+    Abort,
+    Wake,
+}
+
+struct Entry {
+    at: Moment,
+    order: u64,
+    thing: Thing,
+}
+
+impl PartialEq for Entry {
+    fn eq(&self, other: &Self) -> bool {
+        (self.at, self.order) == (other.at, other.order)
+    }
+}
+impl Eq for Entry {}
+impl PartialOrd for Entry {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+impl Ord for Entry {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        (other.at, other.order).cmp(&(self.at, self.order))
+    }
+}
+
+/// The three workers, each doing one thing after the other.
+#[derive(Default, Clone, Copy)]
+struct Busy {
+    hands: Moment,
+    eyes: Moment,
+    scribe: Moment,
+}
+
+pub struct World {
+    seed: u64,
+    rng: ChaCha12Rng,
+    host: Arc<SimHost>,
+    hands: Hands<SimHost>,
+    ledger: MemoryLedger,
+    policy: Arc<Policy>,
+    engine: Engine,
+    queue: BinaryHeap<Entry>,
+    order: u64,
+    now: Moment,
+    busy: Busy,
+    mischief: Mischief,
+    /// What the warden holds.
+    held: BTreeMap<FaultId, Undo>,
+    watched: BTreeSet<ProcessId>,
+    probes: BTreeMap<Uuid, (Vec<Probe>, u64)>,
+    unwritten: Vec<(FaultId, journal::Outcome)>,
+    begun: Snapshot,
+    runs: Vec<Uuid>,
+    runs_left: u32,
+    /// When something last happened to a group that vervet did not do.
+    foreign_at: Moment,
+    seen_signals: usize,
+    /// Removals as the host saw them: vervet's signals, and deaths of others' doing.
+    removals: Vec<(Moment, String)>,
+    doomed: BTreeSet<ProcessId>,
+    blind_until: Moment,
+    pub tally: Tally,
+    pub trace: Vec<String>,
+}
+
+const BEGIN: Moment = Moment(1_000_000_000_000);
+const GROUPS: [&str; 2] = ["checkout", "search"];
+const KINDS: [&str; 2] = ["checkout-worker", "search-worker"];
+
+impl World {
+    pub fn new(seed: u64) -> Self {
+        let mut rng = ChaCha12Rng::seed_from_u64(seed);
+        let mischief = Mischief {
+            deaths: rng.random_bool(0.4),
+            failures: rng.random_bool(0.3),
+            crashes: rng.random_bool(0.4),
+            blindness: rng.random_bool(0.25),
+            full_disk: rng.random_bool(0.15),
+        };
+        let host = Arc::new(SimHost::new(seed));
+        let half = Some(Stock { free: 8 << 30, total: 16 << 30 });
+        host.set_headroom(Headroom { memory: half, pids: half, file_handles: half, conntrack: half });
+        host.set_netem(rng.random_bool(0.5));
+        host.set_traffic(rng.random_range(0..2000), rng.random_range(0..60));
+        for kind in KINDS {
+            for at in 0..rng.random_range(2..7_u16) {
+                host.spawn(&Spawn {
+                    name: kind.to_owned(),
+                    cmdline: format!("{kind} --instance {at}"),
+                    listens: vec![if kind == KINDS[0] { 8000 } else { 9000 } + at],
+                    ignores: if rng.random_bool(0.1) { vec![Signal::TERM] } else { Vec::new() },
+                    respawn: rng
+                        .random_bool(0.7)
+                        .then(|| Duration::from_millis(rng.random_range(20..4000))),
+                    warm_up: Duration::from_millis(rng.random_range(0..1500)),
+                    ..Spawn::default()
+                });
+            }
+        }
+        host.advance(BEGIN.plus(Duration::from_secs(10)));
+        let now = BEGIN.plus(Duration::from_secs(10));
+        let policy = Arc::new(policy(&mut rng));
+        let engine = Engine::new(policy.clone(), facts(&*host), None);
+        let runs_left = rng.random_range(1..4);
+        let mut world = Self {
+            seed,
+            rng,
+            hands: Hands::new(host.clone()),
+            begun: host.snapshot(),
+            host,
+            ledger: MemoryLedger::default(),
+            policy,
+            engine,
+            queue: BinaryHeap::new(),
+            order: 0,
+            now,
+            busy: Busy::default(),
+            mischief,
+            held: BTreeMap::new(),
+            watched: BTreeSet::new(),
+            probes: BTreeMap::new(),
+            unwritten: Vec::new(),
+            runs: Vec::new(),
+            runs_left,
+            foreign_at: Moment::default(),
+            seen_signals: 0,
+            removals: Vec::new(),
+            doomed: BTreeSet::new(),
+            blind_until: Moment::default(),
+            tally: Tally::default(),
+            trace: Vec::new(),
+        };
+        world.set_out();
+        world
+    }
+
+    fn set_out(&mut self) {
+        for group in 0..GROUPS.len() {
+            self.after(0, Thing::Poll(group));
+        }
+        self.after(0, Thing::Headroom);
+        self.after(600, Thing::NewRun);
+        if self.mischief.deaths {
+            let at = self.rng.random_range(300..8000);
+            self.after(at, Thing::Death);
+        }
+        if self.mischief.crashes {
+            let at = self.rng.random_range(600..6000);
+            let at_us = at * 1000 + self.draw(0, 1000);
+            self.after_us(at_us, Thing::Crash);
+        }
+        if self.mischief.full_disk {
+            let at = self.rng.random_range(0..4000);
+            self.after(at, Thing::Disk(true));
+            let back = at + self.draw(100, 4000);
+            self.after(back, Thing::Disk(false));
+        }
+        if self.mischief.failures {
+            for verb in Verb::ALL {
+                if self.rng.random_bool(0.4) {
+                    self.host.fail_often(verb, self.rng.random_range(0.0..0.2));
+                }
+            }
+        }
+    }
+
+    /// Lives this life to its end. Panics where a promise is broken.
+    pub fn live(&mut self) {
+        let give_up = self.now.plus(Duration::from_secs(300));
+        let mut events = 0_u32;
+        while let Some(entry) = self.queue.pop() {
+            self.now = self.now.max(entry.at);
+            self.host.advance(self.now);
+            self.do_thing(entry.thing);
+            self.tell_deaths();
+            self.check();
+            events += 1;
+            self.promise(events < 200_000, "a life ends");
+            if self.is_over() || self.now > give_up {
+                break;
+            }
+        }
+        self.end();
+    }
+
+    fn is_over(&self) -> bool {
+        self.runs_left == 0 && !self.runs.is_empty() && self.engine.is_idle() && self.engine.stuck() == 0
+    }
+
+    fn do_thing(&mut self, thing: Thing) {
+        match thing {
+            Thing::Event(event) => self.tell(event),
+            Thing::Effect(effect) => self.work(effect),
+            Thing::Poll(group) => self.poll(group),
+            Thing::Headroom => {
+                let headroom = self.host.headroom().map_err(|error| error.to_string());
+                self.tell(Event::Headroom(headroom));
+                self.after(1000, Thing::Headroom);
+            }
+            Thing::Probe { run, probe, stop } => self.probe(run, probe, stop),
+            Thing::Death => self.misfortune(),
+            Thing::Ill(id) => self.host.set_ready(id, false),
+            Thing::Well(id) => self.host.set_ready(id, true),
+            Thing::Disk(full) => *self.ledger.full.borrow_mut() = full,
+            Thing::Crash => self.crash(),
+            Thing::NewRun => self.new_run(),
+            Thing::Abort => {
+                if let Some(run) = self.runs.last().copied() {
+                    self.tell(Event::Abort { run, caller: "simulation".to_owned() });
+                }
+            }
+            Thing::Wake => self.tell(Event::Tick),
+        }
+    }
+
+    fn tell(&mut self, event: Event) {
+        self.note(|| format!("event {event:?}"));
+        let now = self.clock();
+        for effect in self.engine.handle(event, now) {
+            self.perform(effect);
+        }
+        if let Some(at) = self.engine.next_wake() {
+            self.at(at.max(self.now), Thing::Wake);
+        }
+    }
+
+    /// Hands an effect to its worker, which gets to it when it has time.
+    fn perform(&mut self, effect: Effect) {
+        match effect {
+            Effect::Log(event) => {
+                let _ = self.ledger.append_events(&[event]);
+            }
+            Effect::Save(run) => {
+                self.finished(&run);
+                let _ = self.ledger.save_run(&run);
+            }
+            Effect::StartProbes { run, probes } => {
+                self.order += 1;
+                let stop = self.order;
+                for probe in 0..probes.len() {
+                    self.after(1, Thing::Probe { run, probe, stop });
+                }
+                self.probes.insert(run, (probes, stop));
+            }
+            Effect::StopProbes { run } => drop(self.probes.remove(&run)),
+            Effect::WatchExits(processes) => self.watched.extend(processes),
+            Effect::PersistHalt { reason } => {
+                self.promise(false, &format!("the self-test holds: {reason}"))
+            }
+            Effect::Planned { .. } => {}
+            effect => {
+                let took = self.rng.random_range(20..3_000_u64);
+                let slow = if self.rng.random_bool(0.02) { 60_000 } else { 0 };
+                let took = Duration::from_micros(took + slow);
+                let worker = match &effect {
+                    Effect::Commit(_) | Effect::Close { .. } => &mut self.busy.scribe,
+                    Effect::Resolve { .. } | Effect::Prepare { .. } | Effect::Measure { .. } => {
+                        &mut self.busy.eyes
+                    }
+                    _ => &mut self.busy.hands,
+                };
+                let at = self.now.max(*worker).plus(took);
+                *worker = at;
+                if let Effect::Commit(intent) = &effect {
+                    self.hands.hold(&intent.prepared);
+                }
+                self.at(at, Thing::Effect(effect));
+            }
+        }
+    }
+
+    /// A worker does its work; what came of it reaches the engine a little later.
+    fn work(&mut self, effect: Effect) {
+        self.note(|| format!("work {effect:?}"));
+        let policy = self.policy.clone();
+        let events = match effect {
+            Effect::Resolve { job, steps } => vec![self.hands.resolve(&policy, job, steps)],
+            Effect::Prepare { run, step, spec, target, fault, seed } => {
+                vec![self.hands.prepare(&policy, run, step, &spec, &target, fault, seed)]
+            }
+            Effect::Commit(intent) => vec![self.commit(*intent)],
+            Effect::Inject { run, step, prepared, deadline } => {
+                self.intended(&prepared.fault);
+                vec![self.hands.inject(run, step, &prepared, deadline, self.now)]
+            }
+            Effect::Escalate { prepared, signal, .. } => {
+                self.hands.escalate(&prepared, signal);
+                Vec::new()
+            }
+            Effect::Measure { run, step, prepared, injection } => {
+                vec![self.hands.measure(run, step, &prepared, &injection)]
+            }
+            Effect::Renew(leases) => self.hands.renew(&leases, self.now),
+            Effect::Revert(items) => self.hands.revert(&items),
+            Effect::Close { fault, outcome } => {
+                self.held.remove(&fault);
+                let outcome = match outcome {
+                    Outcome::Reverted => journal::Outcome::Reverted,
+                    Outcome::NeverInjected => {
+                        self.hands.let_go(&fault);
+                        journal::Outcome::NeverInjected
+                    }
+                };
+                self.unwritten.push((fault, outcome));
+                if self.ledger.close(&self.unwritten, self.clock().wall).is_ok() {
+                    self.unwritten.clear();
+                }
+                Vec::new()
+            }
+            _ => unreachable!("performed at once"),
+        };
+        for event in events {
+            let delay = self.rng.random_range(1..200);
+            self.after_us(delay, Thing::Event(event));
+        }
+    }
+
+    fn commit(&mut self, intent: vervet::policy::engine::Intent) -> Event {
+        let (run, step) = (intent.run, intent.step);
+        let record = journal::Intent {
+            run,
+            step: u32::try_from(step).unwrap(),
+            prepared: (*intent.prepared).clone(),
+            charges: intent.charges,
+            opened_at: intent.opened_at,
+            deadline: intent.deadline.map(|(_, wall)| wall),
+        };
+        let result = match self.ledger.commit(&record) {
+            Err(error) => Err(NotDurable::Journal(error.to_string())),
+            Ok(()) => {
+                self.held.insert(record.fault().clone(), record.undo().clone());
+                Ok(())
+            }
+        };
+        Event::Committed { run, step, result }
+    }
+
+    fn poll(&mut self, index: usize) {
+        let group = self.policy.groups[index].clone();
+        let blind = self.mischief.blindness && self.rng.random_bool(0.02);
+        let result = if blind {
+            self.blind_until = self.now.plus(Duration::from_secs(8));
+            match self.rng.random_range(0..3) {
+                0 => Err("connection refused".to_owned()),
+                1 => {
+                    // It hangs: nothing is heard of it for a while.
+                    let later = self.draw(500, 5000);
+                    self.after(later, Thing::Poll(index));
+                    return;
+                }
+                _ => self.host.reading(&group, &self.policy.groups).map_err(|e| e.to_string()).map(
+                    |mut r| {
+                        r.ready = 0;
+                        for member in r.members.iter_mut().flatten() {
+                            member.ready = false;
+                        }
+                        r
+                    },
+                ),
+            }
+        } else {
+            self.host.reading(&group, &self.policy.groups).map_err(|error| error.to_string())
+        };
+        if let Ok(reading) = &result {
+            self.watched.extend(reading.members.iter().flatten().map(|member| member.process.id));
+        }
+        let event = Event::Reading { group: group.name, result };
+        let delay = self.rng.random_range(10..5_000);
+        self.after_us(delay, Thing::Event(event));
+        self.after(250, Thing::Poll(index));
+    }
+
+    fn probe(&mut self, run: Uuid, index: usize, stop: u64) {
+        let Some((probes, live)) = self.probes.get(&run) else { return };
+        if *live != stop || matches!(probes[index].check, Check::Group { .. }) {
+            return;
+        }
+        let every = probes[index].every;
+        let outcome = if self.rng.random_bool(0.02) { Err("timed out".to_owned()) } else { Ok(()) };
+        let event = Event::Probed { run, probe: index, outcome, at: self.now };
+        let took = self.draw(100, 20_000);
+        self.after_us(took, Thing::Event(event));
+        let next = self.now.plus(every);
+        self.at(next, Thing::Probe { run, probe: index, stop });
+    }
+
+    fn misfortune(&mut self) {
+        let group = self.policy.groups[self.rng.random_range(0..GROUPS.len())].clone();
+        let members =
+            self.host.reading(&group, &self.policy.groups).map(|r| r.members.unwrap_or_default());
+        if let Some(member) = members.ok().and_then(|members| {
+            let at = self.rng.random_range(0..members.len().max(1));
+            members.get(at).cloned()
+        }) {
+            self.foreign_at = self.now;
+            self.tally.deaths += 1;
+            if self.rng.random_bool(0.7) {
+                self.host.die(member.process.id);
+                let views = self.engine.group_views(self.clock());
+                let known = views.iter().flat_map(|view| &view.members).any(|other| {
+                    other.ready && other.pid == member.process.id.pid
+                });
+                if known && !self.doomed.contains(&member.process.id) {
+                    self.removals.push((self.now, group.name.0));
+                }
+            } else {
+                self.do_thing(Thing::Ill(member.process.id));
+                let back = self.rng.random_range(100..4000);
+                self.after(back, Thing::Well(member.process.id));
+            }
+        }
+        let next = self.rng.random_range(200..12_000);
+        self.after(next, Thing::Death);
+    }
+
+    /// What a pidfd tells, at once.
+    fn tell_deaths(&mut self) {
+        for (process, at) in self.host.take_deaths() {
+            let mut groups = Vec::new();
+            let last = self.engine.group_views(self.clock());
+            for view in last {
+                if view.members.iter().any(|member| member.pid == process.pid) {
+                    groups.push(view.name.as_str().into());
+                }
+            }
+            if self.watched.remove(&process) {
+                let event = Event::Lost { groups, process, at };
+                let delay = self.rng.random_range(5..400);
+                self.after_us(delay, Thing::Event(event));
+            }
+        }
+    }
+
+    fn new_run(&mut self) {
+        if self.runs_left == 0 {
+            return;
+        }
+        self.runs_left -= 1;
+        let mut bytes = [0_u8; 16];
+        self.rng.fill_bytes(&mut bytes);
+        bytes[..6].copy_from_slice(&(self.now.0 / 1_000_000).to_be_bytes()[2..]);
+        let run = Uuid::from_bytes(bytes);
+        let experiment = Arc::new(experiment(&mut self.rng));
+        let seed = self.rng.random();
+        let start = Start {
+            run,
+            experiment: experiment.clone(),
+            seed,
+            plan: None,
+            caller: "simulation".to_owned(),
+        };
+        self.runs.push(run);
+        self.tally.runs += 1;
+        self.tell(Event::Start(Box::new(start)));
+        if let Some(view) = self.engine.view_of(run, self.clock()) {
+            let _ = self.ledger.begin(&view, &serde_json::Value::Null, None);
+        }
+        if self.rng.random_bool(0.15) {
+            let at = self.draw(1, 3000);
+            self.after(at, Thing::Abort);
+        }
+        let next = self.draw(500, 9000);
+        self.after(next, Thing::NewRun);
+    }
+
+    /// The agent dies wherever it is. Perhaps the warden with it, perhaps the machine's memory.
+    fn crash(&mut self) {
+        self.note(|| "crash".to_owned());
+        self.tally.crashes += 1;
+        if self.rng.random_bool(0.3) {
+            self.ledger.lose_power();
+        }
+        let warden_lives = self.rng.random_bool(0.5);
+        let held = std::mem::take(&mut self.held);
+        if warden_lives {
+            let undos: Vec<_> = held.into_iter().collect();
+            let _ = undo::revert(&*self.host, &undos, &[]);
+        }
+        // Nobody of vervet is there.
+        let pause = Duration::from_millis(self.rng.random_range(0..4000));
+        self.queue.retain(|entry| {
+            matches!(entry.thing, Thing::Death | Thing::Ill(_) | Thing::Well(_) | Thing::Disk(_))
+        });
+        self.now = self.now.plus(pause);
+        self.host.advance(self.now);
+        let _ = self.host.take_deaths();
+        if pause > Duration::from_secs(2) {
+            let in_force = self.host.in_force();
+            self.promise(in_force.is_empty(), &format!("the kernel ends {in_force:?} within 2 s"));
+        }
+        (self.busy, self.unwritten) = (Busy::default(), Vec::new());
+        self.watched.clear();
+        self.probes.clear();
+        self.doomed.clear();
+        self.host.heal();
+        let full = self.ledger.full.replace(false);
+        let recovered = recovery::recover(&self.ledger, &*self.host, self.clock().wall).unwrap();
+        *self.ledger.full.borrow_mut() = full;
+        self.promise(recovered.stuck.is_empty(), "recovery on a host that obeys leaves nothing stuck");
+        self.same_as_before("after recovery");
+        self.hands = Hands::new(self.host.clone());
+        self.engine = Engine::new(self.policy.clone(), facts(&*self.host), None);
+        let now = self.clock();
+        let longest = self.policy.groups.iter().map(|group| group.removal.every).max().unwrap();
+        let since = now.wall.checked_sub(longest).unwrap();
+        for (group, count, at) in self.ledger.recent_charges(since).unwrap() {
+            let ago = Duration::try_from(now.wall.duration_since(at)).unwrap();
+            self.engine.inherit_removal(&group, count, now.mono.minus(ago));
+        }
+        // What others' deaths drew on the budget is not in the journal.
+        self.removals.retain(|(_, who)| who.starts_with("vervet"));
+        if recovered.unrecorded.is_some() {
+            let reverted = recovered.reverted.iter().map(|one| (one.fault.clone(), journal::Outcome::Reverted));
+            self.unwritten.extend(reverted);
+        }
+        self.runs.clear();
+        self.runs_left = self.runs_left.max(1);
+        self.mischief.crashes = false;
+        self.set_out();
+    }
+
+    fn finished(&mut self, run: &vervet::view::RunView) {
+        let verdict = format!("{:?}", run.verdict);
+        *self.tally.verdicts.entry(verdict).or_default() += 1;
+        if let Some(why) = &run.why {
+            *self.tally.reasons.entry(why.reason.clone()).or_default() += 1;
+        }
+        self.promise(run.verdict.is_some(), "a finished run has a verdict");
+        if run.verdict == Some(Verdict::Passed) {
+            let proven =
+                run.steps.iter().all(|step| step.effect.as_ref().is_some_and(|effect| effect.proven));
+            self.promise(proven, "a passed run has proven effects");
+            self.promise(run.cleanup == Cleanup::Clean, "a passed run is clean");
+        }
+        if run.verdict == Some(Verdict::Refused) {
+            let touched = run.steps.iter().any(|step| step.injected_at.is_some());
+            self.promise(!touched, "a refused run has touched nothing");
+        }
+    }
+
+    /// Nothing is injected without a durable undo.
+    fn intended(&self, fault: &FaultId) {
+        let durable = self.ledger.durable_intents().iter().any(|intent| intent.fault() == fault);
+        self.promise(durable, &format!("{} is durable before it is injected", fault.0));
+    }
+
+    /// The promises, held against the host.
+    fn check(&mut self) {
+        let violations = self.host.violations();
+        self.promise(violations.is_empty(), &format!("no deed that hurts: {violations:?}"));
+        let signals = self.host.signals();
+        let fresh: Vec<_> = signals[self.seen_signals..].to_vec();
+        self.seen_signals = signals.len();
+        if fresh.is_empty() {
+            return;
+        }
+        let intents = self.ledger.durable_intents();
+        for sent in fresh {
+            self.tally.signals += 1;
+            let named = intents.iter().any(|intent| match &intent.prepared.target {
+                vervet::fault::Target::Processes { processes } => {
+                    processes.iter().any(|p| p.id == sent.process)
+                }
+                vervet::fault::Target::Traffic { .. } => false,
+            });
+            self.promise(named, &format!("{:?} was named in a durable intent", sent.process));
+            if self.doomed.insert(sent.process) {
+                self.check_removal(sent.process);
+            }
+        }
+    }
+
+    fn check_removal(&mut self, id: ProcessId) {
+        // Which group it was of; it may be dead by now.
+        let Some(index) = (0..GROUPS.len()).find(|index| {
+            self.ledger.durable_intents().iter().any(|intent| match &intent.prepared.target {
+                vervet::fault::Target::Processes { processes } => {
+                    processes.iter().any(|p| p.id == id && p.name == KINDS[*index])
+                }
+                vervet::fault::Target::Traffic { .. } => false,
+            })
+        }) else {
+            return;
+        };
+        let group = self.policy.groups[index].clone();
+        let key = format!("vervet:{}", group.name);
+        let window = |at: &Moment| self.now < at.plus(group.removal.every);
+        // Deaths of others' doing that vervet can have heard of.
+        let heard = Duration::from_millis(1);
+        let used = self
+            .removals
+            .iter()
+            .filter(|(at, who)| {
+                window(at)
+                    && (*who == key
+                        || (*who == group.name.0
+                            && at.plus(heard) < self.now.minus(Duration::from_millis(80))))
+            })
+            .count();
+        self.removals.push((self.now, key));
+        self.promise(
+            used < group.removal.at_once as usize,
+            &format!("the budget of {} holds: {used} used of {} in {:?}: {:?}", group.name, group.removal.at_once, group.removal.every, self.removals),
+        );
+        let found = self.host.reading(&group, &self.policy.groups);
+        let Ok(found) = found else { return };
+        let left = found
+            .members
+            .iter()
+            .flatten()
+            .filter(|m| m.ready && !self.doomed.contains(&m.process.id))
+            .count();
+        // What others did in the last moments nobody can have known in time.
+        let calm =
+            self.now.since(self.foreign_at) > Duration::from_millis(400) && self.now > self.blind_until;
+        if calm {
+            self.promise(
+                left >= group.floor as usize,
+                &format!("the floor of {} holds: {left} left of {}", group.name, group.floor),
+            );
+        }
+    }
+
+    fn end(&mut self) {
+        // The host obeys again and the disk has room: everything must come to an end.
+        self.host.heal();
+        *self.ledger.full.borrow_mut() = false;
+        self.tell(Event::Shutdown);
+        let limit = self.now.plus(Duration::from_secs(60));
+        while !self.engine.is_idle() || self.engine.stuck() > 0 {
+            let Some(entry) = self.queue.pop() else { break };
+            self.now = self.now.max(entry.at);
+            self.promise(self.now < limit, "a shutdown ends");
+            self.host.advance(self.now);
+            if matches!(entry.thing, Thing::Event(_) | Thing::Effect(_) | Thing::Wake) {
+                self.do_thing(entry.thing);
+            }
+        }
+        // What is still on its way to the journal.
+        while let Some(entry) = self.queue.pop() {
+            if matches!(entry.thing, Thing::Effect(Effect::Close { .. })) {
+                self.do_thing(entry.thing);
+            }
+        }
+        if self.ledger.close(&self.unwritten, self.clock().wall).is_ok() {
+            self.unwritten.clear();
+        }
+        self.promise(self.engine.is_idle(), "every run ends");
+        self.same_as_before("at the end");
+        let open = self.ledger.open_intents().unwrap().intents.len();
+        self.promise(open == 0, &format!("no intent stays open, {open} do"));
+        let views = self.engine.fault_views(self.clock());
+        self.promise(views.is_empty(), "no fault is shown that is not there");
+        self.check();
+    }
+
+    fn same_as_before(&self, when: &str) {
+        let after = self.host.snapshot();
+        self.promise(
+            after == self.begun,
+            &format!("the host is as it was {when}:\nbefore {:?}\nafter  {after:?}", self.begun),
+        );
+    }
+
+    fn promise(&self, kept: bool, what: &str) {
+        if kept {
+            return;
+        }
+        let tail = self.trace.len().saturating_sub(if std::env::var_os("VERVET_ALL").is_some() { 1_000_000 } else { 60 });
+        for line in &self.trace[tail..] {
+            eprintln!("{line}");
+        }
+        for run in self.ledger.runs() {
+            eprintln!("run {} {:?}", run.id, run.verdict);
+            for line in self.ledger.events_of(run.id) {
+                eprintln!("   {line}");
+            }
+        }
+        panic!("broken promise at {:?}: {what}\nreplay with VERVET_SEED={}", self.now, self.seed);
+    }
+
+    fn note(&mut self, what: impl FnOnce() -> String) {
+        if std::env::var_os("VERVET_SEED").is_some() {
+            let line = format!("{:>12} {}", self.now.since(BEGIN).as_micros(), what());
+            self.trace.push(line.chars().take(400).collect());
+        }
+    }
+
+    fn clock(&self) -> Now {
+        let wall = Timestamp::from_second(1_800_000_000).unwrap();
+        Now { mono: self.now, wall: wall.checked_add(self.now.since(BEGIN)).unwrap() }
+    }
+
+    fn draw(&mut self, from: u64, to: u64) -> u64 {
+        self.rng.random_range(from..to)
+    }
+
+    fn after(&mut self, ms: u64, thing: Thing) {
+        self.after_us(ms * 1000, thing);
+    }
+
+    fn after_us(&mut self, us: u64, thing: Thing) {
+        let at = self.now.plus(Duration::from_micros(us));
+        self.at(at, thing);
+    }
+
+    fn at(&mut self, at: Moment, thing: Thing) {
+        self.order += 1;
+        self.queue.push(Entry { at, order: self.order, thing });
+    }
+}
+
+fn facts(host: &SimHost) -> HostFacts {
+    HostFacts {
+        name: "sim".to_owned(),
+        kernel: "sim".to_owned(),
+        version: "0".to_owned(),
+        started_at: Timestamp::UNIX_EPOCH,
+        abilities: host.abilities(),
+    }
+}
+
+fn policy(rng: &mut ChaCha12Rng) -> Policy {
+    let groups = GROUPS
+        .iter()
+        .zip(KINDS)
+        .map(|(name, kind)| GroupPolicy {
+            name: (*name).into(),
+            floor: rng.random_range(0..4),
+            expected: None,
+            members: ProcessSelector { name: Some(kind.to_owned()), ..ProcessSelector::default() },
+            ready: ReadySource::Process,
+            poll: Duration::from_millis(250),
+            stale_after: Duration::from_secs(2),
+            settle: Duration::from_millis(rng.random_range(200..3000)),
+            removal: Removal {
+                at_once: rng.random_range(1..3),
+                every: Duration::from_millis(rng.random_range(500..8000)),
+            },
+        })
+        .collect();
+    let mut limits = limiter::default_limits();
+    limits.concurrent_runs = rng.random_range(1..4);
+    Policy {
+        leashed: false,
+        state: "/nowhere".into(),
+        experiments: "/nowhere".into(),
+        api: ApiPolicy {
+            socket: "/nowhere".into(),
+            listen: None,
+            tls: None,
+            tokens: Vec::new(),
+            hosts: Vec::new(),
+        },
+        limits,
+        network: NetworkPolicy { mark_mask: 0xff00_0000 },
+        groups,
+        freezes: Vec::new(),
+    }
+}
+
+fn experiment(rng: &mut ChaCha12Rng) -> Experiment {
+    let group = rng.random_range(0..GROUPS.len());
+    let steps = (0..rng.random_range(1..4_usize))
+        .map(|index| Step {
+            name: format!("step {index}"),
+            fault: fault(rng, group),
+            duration: Some(Duration::from_millis(rng.random_range(50..4000))),
+            start: if index > 0 && rng.random_bool(0.4) {
+                When::WithPrevious
+            } else {
+                When::AfterPrevious
+            },
+            charge: u32::from(rng.random_bool(0.1)),
+        })
+        .collect();
+    let mut probes = Vec::new();
+    if rng.random_bool(0.5) {
+        probes.push(Probe {
+            name: "answers".to_owned(),
+            check: Check::Tcp { address: "sim:1".to_owned(), within: Duration::from_millis(300) },
+            every: Duration::from_millis(200),
+            tolerate: 2,
+        });
+    }
+    if rng.random_bool(0.3) {
+        probes.push(Probe {
+            name: "capacity".to_owned(),
+            check: Check::Group { group: GROUPS[group].into(), ready: 1 },
+            every: Duration::from_millis(200),
+            tolerate: 3,
+        });
+    }
+    let declared = if rng.random_bool(0.95) { vec![GROUPS[group].into()] } else { Vec::new() };
+    Experiment {
+        title: "simulated".to_owned(),
+        hypothesis: "promises hold".to_owned(),
+        groups: declared,
+        probes,
+        steps,
+        recovery: Duration::from_secs(5),
+    }
+}
+
+fn fault(rng: &mut ChaCha12Rng, group: usize) -> FaultSpec {
+    let traffic = Traffic {
+        listen: Some(if group == 0 { 8000 } else { 9000 } + rng.random_range(0..3_u16)),
+        ..Traffic::default()
+    };
+    match rng.random_range(0..4) {
+        0 | 1 => FaultSpec::Kill(Kill {
+            target: ProcessTarget {
+                select: ProcessSelector {
+                    name: Some(KINDS[group].to_owned()),
+                    ..ProcessSelector::default()
+                },
+                pick: match rng.random_range(0..6) {
+                    0 => Pick::All,
+                    1 => Pick::Percent(Percent::new(50.0).unwrap()),
+                    2 => Pick::Count(2),
+                    _ => Pick::Count(1),
+                },
+                order: [Order::Random, Order::Oldest, Order::Newest][rng.random_range(0..3)],
+            },
+            signal: if rng.random_bool(0.5) { Signal::KILL } else { Signal::TERM },
+            then: rng.random_bool(0.3).then(|| Escalation {
+                signal: Signal::KILL,
+                after: Duration::from_millis(rng.random_range(10..1000)),
+            }),
+        }),
+        2 => FaultSpec::Latency(Latency {
+            traffic,
+            delay: Duration::from_millis(20),
+            jitter: Duration::ZERO,
+            correlation: Percent::ZERO,
+            distribution: Distribution::Uniform,
+            engine: rng.random_bool(0.3).then_some(DelayEngine::Tap),
+        }),
+        _ => FaultSpec::Connections(Connections {
+            traffic,
+            max: Some(rng.random_range(0..3)),
+            per_source: None,
+            new_per_second: None,
+            excess: Excess::Reset,
+            existing: Existing::Keep,
+        }),
+    }
+}
