@@ -22,7 +22,7 @@ use vervet::{
     fault::{self, KERNEL_LEASE},
     halt,
     host::sim::SimHost,
-    journal::{Intent, Journal, JournalError, Outcome, Store, recovery::recover},
+    journal::{Intent, Journal, JournalError, Ledger, Outcome, recovery::recover},
     runner::History,
     view::{Cleanup, HaltView, RunState, RunView, Verdict},
 };

@@ -6,7 +6,7 @@ use journal_support::{at, cap, delay, intent, run, run_id};
 use vervet::{
     fault::{self, KERNEL_LEASE, undo},
     host::sim::{SimHost, Trouble, Verb},
-    journal::{Journal, Outcome, Store, recovery::recover},
+    journal::{Journal, Ledger, Outcome, recovery::recover},
     runner::History,
     view::{AbortedBy, Cleanup, RunState, StepState, Verdict},
 };

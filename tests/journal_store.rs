@@ -9,7 +9,7 @@ use journal_support::{at, cap, delay, event, intent, run, run_id};
 use vervet::{
     experiment::GroupName,
     host::sim::SimHost,
-    journal::{Journal, JournalError, Outcome, Store},
+    journal::{Journal, JournalError, Ledger, Outcome},
     runner::{History, Idempotency},
     view::{Cleanup, RunState, RunView, Verdict},
 };

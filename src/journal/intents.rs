@@ -5,7 +5,7 @@ use rusqlite::{OptionalExtension, Transaction, params};
 use uuid::Uuid;
 
 use super::{
-    Intent, Journal, JournalError, OpenIntents, Outcome, Store, Sync, Unreadable, Unsettled, decode,
+    Intent, Journal, JournalError, Ledger, OpenIntents, Outcome, Sync, Unreadable, Unsettled, decode,
     encode, nanos, timestamp,
 };
 use crate::{
@@ -15,7 +15,7 @@ use crate::{
     view::{Cleanup, EventView, RunState, RunView},
 };
 
-impl Store for Journal {
+impl Ledger for Journal {
     fn begin(
         &self,
         run: &RunView,

@@ -108,7 +108,7 @@ pub struct Unsettled {
 
 /// What the loop needs of the journal to inject and to recover. [`Journal`] is the real one; the
 /// simulation has one that loses what was not synced.
-pub trait Store {
+pub trait Ledger {
     /// Records a new run, and the idempotency key that began it, at once. Ordered.
     ///
     /// # Errors

@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use serde_json::json;
 use uuid::Uuid;
 
-use super::{Intent, JournalError, OpenIntents, Outcome, Store, Unreadable, Unsettled};
+use super::{Intent, JournalError, Ledger, OpenIntents, Outcome, Unreadable, Unsettled};
 use crate::{
     experiment::FaultKind,
     fault::{
@@ -48,7 +48,11 @@ pub struct Reverted {
 ///
 /// # Errors
 /// When the journal cannot be read; nothing was touched then.
-pub fn recover(journal: &dyn Store, host: &dyn Host, now: Timestamp) -> Result<Recovered, JournalError> {
+pub fn recover(
+    journal: &dyn Ledger,
+    host: &dyn Host,
+    now: Timestamp,
+) -> Result<Recovered, JournalError> {
     let open = journal.open_intents()?;
     let undos: Vec<(FaultId, Undo)> =
         open.intents.iter().map(|intent| (intent.fault().clone(), intent.undo().clone())).collect();
@@ -82,7 +86,7 @@ pub fn recover(journal: &dyn Store, host: &dyn Host, now: Timestamp) -> Result<R
 }
 
 fn record(
-    journal: &dyn Store,
+    journal: &dyn Ledger,
     open: &OpenIntents,
     outcomes: &[(FaultId, Outcome)],
     recovered: &mut Recovered,

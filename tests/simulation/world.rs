@@ -483,9 +483,10 @@ impl World {
             if self.rng.random_bool(0.7) {
                 self.host.die(member.process.id);
                 let views = self.engine.group_views(self.clock());
-                let known = views.iter().flat_map(|view| &view.members).any(|other| {
-                    other.ready && other.pid == member.process.id.pid
-                });
+                let known = views
+                    .iter()
+                    .flat_map(|view| &view.members)
+                    .any(|other| other.ready && other.pid == member.process.id.pid);
                 if known && !self.doomed.contains(&member.process.id) {
                     self.removals.push((self.now, group.name.0));
                 }
@@ -596,7 +597,8 @@ impl World {
         // What others' deaths drew on the budget is not in the journal.
         self.removals.retain(|(_, who)| who.starts_with("vervet"));
         if recovered.unrecorded.is_some() {
-            let reverted = recovered.reverted.iter().map(|one| (one.fault.clone(), journal::Outcome::Reverted));
+            let reverted =
+                recovered.reverted.iter().map(|one| (one.fault.clone(), journal::Outcome::Reverted));
             self.unwritten.extend(reverted);
         }
         self.runs.clear();
@@ -686,7 +688,10 @@ impl World {
         self.removals.push((self.now, key));
         self.promise(
             used < group.removal.at_once as usize,
-            &format!("the budget of {} holds: {used} used of {} in {:?}: {:?}", group.name, group.removal.at_once, group.removal.every, self.removals),
+            &format!(
+                "the budget of {} holds: {used} used of {} in {:?}: {:?}",
+                group.name, group.removal.at_once, group.removal.every, self.removals
+            ),
         );
         let found = self.host.reading(&group, &self.policy.groups);
         let Ok(found) = found else { return };
@@ -752,7 +757,11 @@ impl World {
         if kept {
             return;
         }
-        let tail = self.trace.len().saturating_sub(if std::env::var_os("VERVET_ALL").is_some() { 1_000_000 } else { 60 });
+        let tail = self.trace.len().saturating_sub(if std::env::var_os("VERVET_ALL").is_some() {
+            1_000_000
+        } else {
+            60
+        });
         for line in &self.trace[tail..] {
             eprintln!("{line}");
         }
