@@ -19,7 +19,7 @@ fn main() -> ExitCode {
 /// Logs go to standard error: `--log`, else RUST_LOG, else what a command of this kind needs.
 fn start_logging(cli: &Cli) {
     let usual = match cli.command {
-        Command::Agent(_) | Command::Warden(_) => "info",
+        Command::Agent(_) | Command::Warden => "info",
         _ => "error",
     };
     let asked = cli.global.log.clone().or_else(|| std::env::var("RUST_LOG").ok());

@@ -136,7 +136,7 @@ Example: vervet completions bash > /etc/bash_completion.d/vervet")]
     },
     /// The second process of the agent
     #[command(hide = true)]
-    Warden(Warden),
+    Warden,
     /// The parts of the demo
     #[command(hide = true, subcommand)]
     DemoPart(DemoPart),
@@ -304,13 +304,6 @@ pub struct Demo {
     /// Where to leave the reports and the log [default: ./vervet-demo]
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
-}
-
-#[derive(Debug, Clone, Args)]
-pub struct Warden {
-    /// Passed on by the agent
-    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
-    pub rest: Vec<String>,
 }
 
 #[derive(Debug, Clone, Subcommand)]

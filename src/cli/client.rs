@@ -277,12 +277,13 @@ impl Client {
         self.typed(self.answer(request, UNDO_TIMEOUT).await?)
     }
 
-    /// Releases the halt; says whether there was one, as the agent put it.
+    /// Releases the halt; gives the one that was released, if there was one.
     ///
     /// # Errors
     /// See [`ClientError`].
-    pub async fn resume(&self) -> Result<Value, ClientError> {
-        self.answer(self.request(Method::DELETE, "v1/halt")?, CALL_TIMEOUT).await
+    pub async fn resume(&self) -> Result<Option<HaltView>, ClientError> {
+        let answer = self.answer(self.request(Method::DELETE, "v1/halt")?, CALL_TIMEOUT).await?;
+        self.typed(list(answer, "released"))
     }
 
     /// The events of a run behind the one numbered `last`; the caller reads the body.

@@ -215,7 +215,10 @@ fn from_agent(host: &HostView, findings: &mut Vec<Finding>) {
 }
 
 fn from_host(policy: Option<&Policy>, findings: &mut Vec<Finding>) {
-    let host = LinuxHost::new();
+    let host = match LinuxHost::new() {
+        Ok(host) => host,
+        Err(error) => return findings.push(Finding::new(Health::Bad, "host", error.to_string())),
+    };
     findings.extend(ability_findings(&host.abilities()));
     match host.headroom() {
         Ok(headroom) => {

@@ -34,10 +34,9 @@ pub async fn halt(client: &Client, reason: &str, ui: &Ui) -> Outcome {
 /// # Errors
 /// When the agent cannot be asked, or the caller is no owner.
 pub async fn resume(client: &Client, ui: &Ui) -> Outcome {
-    let before = client.host().await?.halted;
     let released = client.resume().await?;
-    match (ui.json, before) {
-        (true, before) => ui.print_json(&json!({ "released": before, "answer": released })),
+    match (ui.json, &released) {
+        (true, _) => ui.print_json(&json!({ "released": released })),
         (false, Some(halt)) => {
             ui.say(format!(
                 "released: was halted since {} by {} ({})",

@@ -4,7 +4,7 @@
 //! functions in [`render`] and [`live`]; every way to end is an [`Exit`]. Nothing here decides what
 //! may be done to a host: that is the agent's.
 
-use std::process::ExitCode;
+use std::{path::Path, process::ExitCode};
 
 use serde_json::Value;
 
@@ -35,6 +35,8 @@ use args::{Cli, Command, Global};
 use client::{Client, ClientError};
 use exit::Exit;
 use ui::Ui;
+
+use crate::host::linux::LinuxHost;
 
 /// How a command ends, when it ends as it should.
 pub type Outcome = Result<Exit, Failure>;
@@ -105,7 +107,7 @@ fn dispatch(command: Command, global: &Global, ui: &Ui) -> Outcome {
     match command {
         // These need no agent, and some of them no runtime.
         Command::Agent(args) => agent(&args.config),
-        Command::Warden(args) => warden(&args.rest),
+        Command::Warden => warden(),
         Command::Demo(args) => crate::demo::start(&args, global, ui),
         Command::DemoPart(part) => crate::demo::part(part, ui),
         Command::Check(args) => check::check(&args.files, ui),
@@ -144,13 +146,25 @@ fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
         .map_err(|error| Failure::failed(format!("failed to start: {error}")))
 }
 
-fn agent(config: &std::path::Path) -> Outcome {
+/// Runs the agent to its end. What it could not undo is the business of whoever started it.
+fn agent(config: &Path) -> Outcome {
     match crate::agent::run(config) {
-        Ok(()) => Ok(Exit::Passed),
+        Ok(0) => Ok(Exit::Passed),
+        Ok(stuck) => {
+            let message = format!(
+                "{} could not be undone; `vervet recover` tries again",
+                text::count(stuck as usize, "fault")
+            );
+            Err(Failure { exit: Exit::Stuck, message, document: None })
+        }
         Err(error) => Err(Failure::failed(format!("{error:#}"))),
     }
 }
 
-fn warden(_rest: &[String]) -> Outcome {
-    Ok(Exit::Passed)
+fn warden() -> Outcome {
+    let host = LinuxHost::new().map_err(|error| Failure::failed(error.to_string()))?;
+    match crate::warden::main(&host) {
+        Ok(()) => Ok(Exit::Passed),
+        Err(error) => Err(Failure { exit: Exit::Stuck, message: format!("{error:#}"), document: None }),
+    }
 }

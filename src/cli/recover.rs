@@ -36,8 +36,9 @@ pub fn recover(args: &Recover, ui: &Ui) -> Outcome {
         return Ok(said(&Recovered::default(), ui));
     }
     let journal = Journal::open(&state).map_err(|error| unreadable(&error))?;
-    let recovered =
-        revert_all(&journal, &LinuxHost::new(), Timestamp::now()).map_err(|error| unreadable(&error))?;
+    let host =
+        LinuxHost::new().map_err(|error| Failure::failed(format!("failed to recover: {error}")))?;
+    let recovered = revert_all(&journal, &host, Timestamp::now()).map_err(|error| unreadable(&error))?;
     Ok(said(&recovered, ui))
 }
 

@@ -18,7 +18,7 @@ use crate::{
 };
 
 /// The most cells that a capacity bar has.
-const CELLS: u32 = 24;
+const CELLS: u32 = 16;
 
 /// Enough of an id to tell runs apart: its random end would not sort, its start is the time.
 #[must_use]
@@ -35,10 +35,12 @@ pub fn bar(group: &GroupView, style: Style) -> String {
     let effective = group.effective.unwrap_or(0);
     let size = [group.expected, group.total, group.ready, Some(group.floor)];
     let size = size.into_iter().flatten().max().unwrap_or(0);
-    let cells = size.min(CELLS);
+    // A narrow terminal needs its columns for the numbers.
+    let most = u32::try_from(style.width / 5).unwrap_or(CELLS).clamp(4, CELLS);
+    let cells = size.min(most);
     // Rounded down, so that the bar never shows more than there is; the floor is rounded up.
-    let scale = |n: u32| if size <= CELLS { n } else { n * cells / size };
-    let floor = if size <= CELLS { group.floor } else { (group.floor * cells).div_ceil(size) };
+    let scale = |n: u32| if size <= most { n } else { n * cells / size };
+    let floor = if size <= most { group.floor } else { (group.floor * cells).div_ceil(size) };
     let mut out = String::new();
     for cell in 0..=cells {
         if cell == floor {
@@ -97,7 +99,7 @@ fn group_facts(group: &GroupView, now: Timestamp, narrow: bool) -> String {
     // Writing to a string cannot fail.
     let mut facts = format!("{} ready, floor {}", number(group.ready), group.floor);
     if group.charged > 0 {
-        let _ = write!(facts, ", {} charged, {} effective", group.charged, number(group.effective));
+        let _ = write!(facts, ", {} effective ({} charged)", number(group.effective), group.charged);
     }
     if !group.fresh {
         facts.push_str(", not fresh");
@@ -143,7 +145,7 @@ fn step_tone(step: &StepView) -> Tone {
 pub fn steps(steps: &[StepView], now: Timestamp, style: Style) -> Vec<String> {
     let narrow = style.width < 60;
     let name_width = steps.iter().map(|step| step.name.chars().count()).max().unwrap_or(0);
-    let name_width = name_width.min(if narrow { 18 } else { 30 });
+    let name_width = name_width.min(if narrow { style.width.saturating_sub(15).min(18) } else { 30 });
     let line = |(at, step): (usize, &StepView)| {
         let state = style.paint(step_tone(step), &pad(step_state(step.state), 9));
         let head = format!("{:>3} {}  {state}", at + 1, pad(&step.name, name_width));
@@ -159,7 +161,7 @@ pub fn steps(steps: &[StepView], now: Timestamp, style: Style) -> Vec<String> {
 fn step_note(step: &StepView, now: Timestamp) -> String {
     match (step.state, step.waiting_until, step.deadline) {
         (StepState::Waiting, Some(until), _) => {
-            format!("for the budget, {} more", duration(between(now, until)))
+            format!("budget: {} more", duration(between(now, until)))
         }
         (StepState::InForce, _, Some(deadline)) => format!("{} left", clock(between(now, deadline))),
         (StepState::Stuck, ..) => step.errors.last().cloned().unwrap_or_default(),
