@@ -14,8 +14,8 @@ use crate::{
     experiment::{FaultKind, ProcessSelector, Signal, Traffic},
     fault::undo::{Restore, Undo},
     host::{
-        Ability, Candidate, Delivery, Headroom, Host, HostError, NetCounters, NetPlan, NetSpec, ProcessId,
-        ProcessState,
+        Ability, Candidate, Delivery, Headroom, Host, HostError, NetCounters, NetPlan, NetSpec,
+        ProcessId, ProcessState,
     },
 };
 
@@ -86,7 +86,11 @@ impl LinuxHost {
 }
 
 impl Host for LinuxHost {
-    fn find(&self, selector: &ProcessSelector, groups: &[GroupPolicy]) -> Result<Vec<Candidate>, HostError> {
+    fn find(
+        &self,
+        selector: &ProcessSelector,
+        groups: &[GroupPolicy],
+    ) -> Result<Vec<Candidate>, HostError> {
         self.processes.find(selector, groups)
     }
 
@@ -126,9 +130,7 @@ impl Host for LinuxHost {
         items
             .iter()
             .map(|item| match item {
-                Restore::Continue { process } => {
-                    self.processes.signal(*process, Signal::CONT).map(drop)
-                }
+                Restore::Continue { process } => self.processes.signal(*process, Signal::CONT).map(drop),
                 _ => done.next().unwrap_or(Ok(())),
             })
             .collect()
