@@ -224,7 +224,7 @@ fn real_processes_by_command_line_age_and_user() {
         })
     };
     assert_eq!(exact(None), [kid.0.id()]);
-    assert_eq!(exact(Some(Duration::from_secs(3600))), [0_u32; 0]);
+    assert_eq!(exact(Some(Duration::from_hours(1))), [0_u32; 0]);
 }
 
 #[test]

@@ -7,6 +7,9 @@ use std::{fmt, ops::Range};
 
 use annotate_snippets::{AnnotationKind, Group, Level, Origin, Renderer, Snippet};
 
+/// Longer lines are not shown, only named: nobody reads them.
+const LONGEST_LINE: usize = 1000;
+
 /// Every error of one document, in order of position.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Diagnostics {
@@ -64,8 +67,10 @@ impl Diagnostics {
         };
         let group = Group::with_title(Level::ERROR.primary_title(title));
         let group = match &item.span {
-            Some(span) => group.element(self.snippet(span, source)),
-            None => group.element(self.origin(item)),
+            Some(span) if Line::of(source, span).text.len() <= LONGEST_LINE => {
+                group.element(self.snippet(span, source))
+            }
+            _ => group.element(self.origin(item)),
         };
         match &item.help {
             Some(help) => group.element(Level::HELP.message(help.as_str())),

@@ -58,6 +58,11 @@ impl Report {
         Failed
     }
 
+    /// Further errors are only counted, so the caller need not look for words.
+    fn is_full(&self) -> bool {
+        self.items.borrow().len() >= MOST_ERRORS
+    }
+
     /// All that was reported.
     #[must_use]
     pub fn into_items(self) -> Vec<Diagnostic> {
@@ -197,6 +202,10 @@ fn report_stranger(
     };
     if let Some(known) = (shape.known)(&entry.key) {
         error(known.message, known.help);
+        return None;
+    }
+    if report.is_full() {
+        error(String::new(), String::new());
         return None;
     }
     let absent = || shape.keys().filter(|key| !entries.iter().any(|entry| entry.key == *key));

@@ -29,6 +29,14 @@ impl Ledger {
         }
     }
 
+    /// A removal that was noted when it was decided has happened only now.
+    pub fn postpone(&mut self, noted: Moment, count: u32, happened: Moment) {
+        if let Some(place) = self.removals.iter().position(|entry| *entry == (noted, count)) {
+            self.removals.remove(place);
+            self.record(happened, count);
+        }
+    }
+
     /// Removals in the window that ends now. One made at `t` counts before `t + every`.
     #[must_use]
     pub fn used(&self, rule: Removal, now: Moment) -> u32 {

@@ -157,6 +157,16 @@ impl Group {
         self.charges.push(charge);
     }
 
+    /// The step was injected just now: what it was charged counts from here.
+    pub fn injected(&mut self, run: Uuid, step: usize, now: Moment) {
+        for charge in &mut self.charges {
+            if charge.run == run && charge.step == step {
+                self.ledger.postpone(charge.made_at, charge.count(), now);
+                charge.made_at = now;
+            }
+        }
+    }
+
     /// The step's fault is undone, was never injected, or cannot be undone.
     pub fn settle_charge(&mut self, run: Uuid, step: usize) {
         for charge in &mut self.charges {

@@ -256,13 +256,17 @@ fn documents_made_to_exhaust_are_refused_quickly() {
         (0..60_000).fold(String::new(), |text, n| text + &format!("unknown{n} = 1\n")),
         (0..15_000).fold(String::new(), |text, n| text + &format!("unknown{n} = 1\n")),
         format!("step = [{}]", "{},".repeat(15_000)),
+        format!("step = [{}]\nx = \"{}\"", "{},".repeat(60), "x".repeat(500_000)),
+        format!("probe = [{}\"{}\"]", "{},".repeat(60), "x".repeat(900_000)),
         format!("title = \"{}\"\n", "x".repeat(900_000)),
     ];
     for text in hostile {
+        let began = std::time::Instant::now();
         let errors = document::experiment(&text, "x.toml", Format::Toml).unwrap_err();
         assert!((1..=101).contains(&errors.items.len()), "{}", errors.items.len());
         let shown = errors.render(&text, false);
         assert!(shown.len() < 200_000, "{} bytes of messages", shown.len());
+        assert!(began.elapsed().as_secs() < 5, "{} bytes took {:?}", text.len(), began.elapsed());
     }
     for text in ["[".repeat(100_000), format!("[{}1]", "1,".repeat(200_000))] {
         document::experiment(&text, "x.json", Format::Json).unwrap_err();

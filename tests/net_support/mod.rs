@@ -131,6 +131,32 @@ impl Ns {
         Ok(stream)
     }
 
+    /// A connection from a chosen local address.
+    pub fn connect_from(&self, from: &str, to: &str) -> std::io::Result<TcpStream> {
+        use rustix::net::{AddressFamily, SocketType, bind, connect, socket};
+        let (from, to): (SocketAddr, SocketAddr) =
+            (from.parse().expect("from"), to.parse().expect("to"));
+        self.run(|| {
+            let family = if to.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+            let fd = socket(family, SocketType::STREAM, None)?;
+            bind(&fd, &from)?;
+            connect(&fd, &to)?;
+            Ok(TcpStream::from(fd))
+        })
+    }
+
+    /// Attempts one connection after the other; those that got in, and the errors of the others.
+    pub fn attempt(&self, address: &str, count: usize) -> (Vec<TcpStream>, Vec<std::io::ErrorKind>) {
+        let (mut open, mut errors) = (Vec::new(), Vec::new());
+        for _ in 0..count {
+            match self.connect(address) {
+                Ok(stream) => open.push(stream),
+                Err(error) => errors.push(error.kind()),
+            }
+        }
+        (open, errors)
+    }
+
     /// The median round trip of some on one connection.
     pub fn round_trip(&self, address: &str) -> Duration {
         let mut stream = self.connect(address).expect("connect");
@@ -173,6 +199,13 @@ pub fn pair(test: &str) -> Option<(Ns, Ns)> {
         ns.ip(&["addr", "add", &format!("10.99.0.{number}/24"), "dev", "veth0"]);
         ns.ip(&["addr", "add", &format!("fd99::{number}/64"), "dev", "veth0", "nodad"]);
         ns.ip(&["link", "set", "veth0", "up"]);
+    }
+    // A link is not at work the moment that it is up: a closed port answers when it is.
+    for address in ["10.99.0.2:1", "[fd99::2]:1"] {
+        wait_until(Duration::from_secs(5), || {
+            let refused = std::io::ErrorKind::ConnectionRefused;
+            left.connect(address).is_err_and(|error| error.kind() == refused)
+        });
     }
     Some((left, right))
 }
@@ -252,4 +285,37 @@ pub fn listen(port: u16) -> Traffic {
 
 pub fn ms(time: Duration) -> f64 {
     time.as_secs_f64() * 1e3
+}
+
+/// Waits until `done` holds, at most `within`; how long it took.
+pub fn wait_until(within: Duration, mut done: impl FnMut() -> bool) -> Duration {
+    let start = Instant::now();
+    while !done() {
+        assert!(start.elapsed() < within, "not within {within:?}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    start.elapsed()
+}
+
+pub fn peer(block: &str) -> vervet::experiment::Peer {
+    let (address, prefix) = block.split_once('/').expect("a block");
+    vervet::experiment::Peer::Block(vervet::experiment::Cidr {
+        address: address.parse().expect("an address"),
+        prefix: prefix.parse().expect("a prefix"),
+    })
+}
+
+/// Runs one `#[ignore]`d test of this binary as a process of its own, with a word in its environment.
+pub fn helper(test: &str, word: &str) -> std::process::Child {
+    Command::new(std::env::current_exe().expect("the test binary"))
+        .args(["--exact", test, "--ignored", "--nocapture"])
+        .env("VVTEST_WORD", word)
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .expect("run the test binary")
+}
+
+/// The word that [`helper`] was given; `None` where the test was not started by it.
+pub fn word() -> Option<String> {
+    std::env::var("VVTEST_WORD").ok()
 }

@@ -22,9 +22,11 @@ impl Kid {
 
     pub fn spawn(command: &mut Command) -> Self {
         let child = command.stdin(Stdio::null()).stdout(Stdio::null()).spawn().expect("a child");
-        // Until exec is done it shows the command line of the test itself.
+        // In the middle of exec a process has its new program but no command line yet.
         let (own, id) = (fs::read_link("/proc/self/exe").expect("exe"), child.id());
-        while fs::read_link(format!("/proc/{id}/exe")).is_ok_and(|exe| exe == own) {
+        while fs::read_link(format!("/proc/{id}/exe")).is_ok_and(|exe| exe == own)
+            || fs::read(format!("/proc/{id}/cmdline")).is_ok_and(|arguments| arguments.is_empty())
+        {
             std::thread::yield_now();
         }
         Self(child)
@@ -90,9 +92,9 @@ impl Fake {
         fs::create_dir_all(dir.join("fd")).expect("fd");
         fs::create_dir_all(dir.join("ns")).expect("ns");
         fs::create_dir_all(dir.join("net")).expect("net");
-        let stat =
+        let content =
             format!("{pid} ({comm}) {state} 1 1 1 0 -1 {flags} 0 0 0 0 0 0 0 0 20 0 1 0 {start} 0 0\n");
-        fs::write(dir.join("stat"), stat).expect("stat");
+        fs::write(dir.join("stat"), content).expect("stat");
         fs::write(dir.join("cmdline"), cmdline.replace(' ', "\0") + "\0").expect("cmdline");
         fs::write(dir.join("status"), "Name:\tx\nUid:\t1000\t0\t0\t0\n").expect("status");
         fs::write(dir.join("cgroup"), "1:name=systemd:/x\n0::/system.slice/a.service\n")

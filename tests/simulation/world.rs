@@ -482,7 +482,14 @@ impl World {
             self.tally.deaths += 1;
             if self.rng.random_bool(0.7) {
                 self.host.die(member.process.id);
-                self.removals.push((self.now, group.name.0));
+                let views = self.engine.group_views(self.clock());
+                let known = views
+                    .iter()
+                    .flat_map(|view| &view.members)
+                    .any(|other| other.ready && other.pid == member.process.id.pid);
+                if known && !self.doomed.contains(&member.process.id) {
+                    self.removals.push((self.now, group.name.0));
+                }
             } else {
                 self.do_thing(Thing::Ill(member.process.id));
                 let back = self.rng.random_range(100..4000);
@@ -589,6 +596,11 @@ impl World {
         }
         // What others' deaths drew on the budget is not in the journal.
         self.removals.retain(|(_, who)| who.starts_with("vervet"));
+        if recovered.unrecorded.is_some() {
+            let reverted =
+                recovered.reverted.iter().map(|one| (one.fault.clone(), journal::Outcome::Reverted));
+            self.unwritten.extend(reverted);
+        }
         self.runs.clear();
         self.runs_left = self.runs_left.max(1);
         self.mischief.crashes = false;
@@ -676,7 +688,10 @@ impl World {
         self.removals.push((self.now, key));
         self.promise(
             used < group.removal.at_once as usize,
-            &format!("the budget of {} holds: {used} used of {}", group.name, group.removal.at_once),
+            &format!(
+                "the budget of {} holds: {used} used of {} in {:?}: {:?}",
+                group.name, group.removal.at_once, group.removal.every, self.removals
+            ),
         );
         let found = self.host.reading(&group, &self.policy.groups);
         let Ok(found) = found else { return };
@@ -718,6 +733,9 @@ impl World {
                 self.do_thing(entry.thing);
             }
         }
+        if self.ledger.close(&self.unwritten, self.clock().wall).is_ok() {
+            self.unwritten.clear();
+        }
         self.promise(self.engine.is_idle(), "every run ends");
         self.same_as_before("at the end");
         let open = self.ledger.open_intents().unwrap().intents.len();
@@ -739,7 +757,11 @@ impl World {
         if kept {
             return;
         }
-        let tail = self.trace.len().saturating_sub(60);
+        let tail = self.trace.len().saturating_sub(if std::env::var_os("VERVET_ALL").is_some() {
+            1_000_000
+        } else {
+            60
+        });
         for line in &self.trace[tail..] {
             eprintln!("{line}");
         }

@@ -11,11 +11,13 @@ use std::{
 };
 
 use rustix::{
+    fd::OwnedFd,
     io::Errno,
     process::{Pid, PidfdFlags, pidfd_open, pidfd_send_signal},
 };
 
 use super::{
+    clock,
     procfs::{Place, ProcFs},
     selector::{Look, Query},
     sockets::{Listens, Namespaces},
@@ -101,7 +103,8 @@ impl Processes {
     /// # Errors
     /// When the table itself cannot be read.
     pub fn find_all(&self, queries: &[&Query]) -> Result<Vec<Result<Vec<Found>, HostError>>, HostError> {
-        let mut walk = Walk::new(&self.proc, queries);
+        let mut walk =
+            Walk::new(&self.proc, queries, clock::boottime().0 / (1_000_000_000 / self.ticks));
         let pids: Option<Vec<u32>> = queries.iter().map(|query| query.pid()).collect();
         match pids {
             Some(pids) => pids.into_iter().for_each(|pid| walk.visit(pid)),
@@ -163,7 +166,7 @@ impl Processes {
     ///
     /// # Errors
     /// When the kernel does not give one (descriptors are used up).
-    pub fn open_pidfd(&self, id: ProcessId) -> Result<Option<rustix::fd::OwnedFd>, HostError> {
+    pub fn open_pidfd(&self, id: ProcessId) -> Result<Option<OwnedFd>, HostError> {
         let Some(pid) = i32::try_from(id.pid).ok().and_then(Pid::from_raw) else { return Ok(None) };
         let fd = match pidfd_open(pid, PidfdFlags::empty()) {
             // INVAL: by now it is the number of a thread.
@@ -225,12 +228,15 @@ struct Walk<'a> {
     denied: Vec<u32>,
     look: Look,
     namespaces: Namespaces,
+    /// The tick at which the walk began.
+    began: u64,
 }
 
 impl<'a> Walk<'a> {
-    fn new(proc: &'a ProcFs, queries: &'a [&'a Query]) -> Self {
+    fn new(proc: &'a ProcFs, queries: &'a [&'a Query], began: u64) -> Self {
         Self {
             proc,
+            began,
             queries,
             found: queries.iter().map(|_| Ok(Vec::new())).collect(),
             denied: vec![0; queries.len()],
@@ -248,20 +254,7 @@ impl<'a> Walk<'a> {
             if self.found[at].is_err() || query.pid().is_some_and(|named| named != pid) {
                 continue;
             }
-            let found = match &pinned {
-                None => match query.glance(self.proc.by_pid(pid), &mut self.look) {
-                    Ok(false) => continue,
-                    Ok(true) => self.proc.pin(pid).and_then(|dir| {
-                        self.look.next();
-                        let dir = pinned.insert(dir);
-                        examine(query, self.proc, Place::of(dir), &mut self.look, &mut self.namespaces)
-                    }),
-                    Err(error) => Err(error),
-                },
-                Some(dir) => {
-                    examine(query, self.proc, Place::of(dir), &mut self.look, &mut self.namespaces)
-                }
-            };
+            let found = self.visit_for(query, pid, &mut pinned);
             match (found, &mut self.found[at]) {
                 (Ok(Some(found)), Ok(all)) => all.push(found),
                 (Ok(_), _) => {}
@@ -272,6 +265,29 @@ impl<'a> Walk<'a> {
                 }
             }
         }
+    }
+
+    fn visit_for(
+        &mut self,
+        query: &Query,
+        pid: u32,
+        pinned: &mut Option<OwnedFd>,
+    ) -> Result<Option<Found>, Errno> {
+        let dir = match pinned {
+            Some(dir) => dir,
+            None if !query.glance(self.proc.by_pid(pid), &mut self.look)? => return Ok(None),
+            None => {
+                let dir = self.proc.pin(pid)?;
+                self.look.forget_stat();
+                // Who was there before the walk and is there now was there at the glance: what was
+                // read is its own. Of anybody younger it may be a predecessor's.
+                if self.look.stat(Place::of(&dir))?.start >= self.began {
+                    self.look.next();
+                }
+                pinned.insert(dir)
+            }
+        };
+        examine(query, self.proc, Place::of(dir), &mut self.look, &mut self.namespaces)
     }
 
     fn finish(self) -> Vec<Result<Vec<Found>, HostError>> {

@@ -273,6 +273,11 @@ impl Look {
         }
     }
 
+    /// Forgets what is read to tell one process from its successor.
+    pub fn forget_stat(&mut self) {
+        self.stat.read = None;
+    }
+
     /// # Errors
     /// What reading gave; `BADMSG` for a file that is not a stat file.
     pub fn stat(&mut self, place: Place<'_>) -> Result<Stat<'_>, Errno> {

@@ -44,10 +44,11 @@ impl Engine {
 
     /// Ends a run before its time. The first reason stands; what is in force is undone at once.
     pub(super) fn stop(&mut self, id: Uuid, stop: Stop, now: Now, out: &mut Effects) {
-        let Some(run) = self.runs.get_mut(&id).filter(|run| run.is_active() && run.stop.is_none())
-        else {
-            return;
-        };
+        let Some(run) = self.runs.get_mut(&id).filter(|run| run.is_active()) else { return };
+        if run.stop.is_some() {
+            // Ending already, for another reason; what made it ask may be all that it waited for.
+            return self.advance(id, now, out);
+        }
         run.phase = Phase::Ending;
         run.stop = Some(stop.clone());
         let steps: Vec<(usize, StepPhase)> =

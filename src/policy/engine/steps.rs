@@ -265,6 +265,9 @@ impl Engine {
     ) {
         let Some(run) = self.runs.get_mut(&id) else { return };
         let StepPhase::Injecting { deadline } = run.steps[step].phase else { return };
+        for group in self.groups.values_mut() {
+            group.injected(id, step, now.mono);
+        }
         let stopped = run.stop.is_some();
         let escalation = match &run.experiment.steps[step].fault {
             FaultSpec::Kill(kill) => kill.then,
