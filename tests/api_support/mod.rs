@@ -51,6 +51,7 @@ pub fn long() -> String {
 /// Everything that a test holds.
 pub struct Bench {
     pub server: Option<Server>,
+    pub handle: Handle,
     pub socket: PathBuf,
     pub tcp: std::net::SocketAddr,
     pub dir: tempfile::TempDir,
@@ -98,9 +99,9 @@ impl Bench {
         change(&mut policy);
         let changes = Arc::new(AtomicUsize::new(0));
         let (handle, board) = run_loop(changes.clone());
-        let server = serve(&policy, handle, Library::new(library), limits).unwrap();
+        let server = serve(&policy, handle.clone(), Library::new(library), limits).unwrap();
         let tcp = server.tcp_address().unwrap();
-        Self { server: Some(server), socket: policy.socket, tcp, dir, changes, board }
+        Self { server: Some(server), handle, socket: policy.socket, tcp, dir, changes, board }
     }
 
     pub fn changes(&self) -> usize {

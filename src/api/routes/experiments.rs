@@ -52,7 +52,7 @@ pub struct ExperimentDocument {
 }
 
 /// The experiments that this host has by name, those with errors too.
-#[utoipa::path(get, path = "/v1/experiments", tag = "experiments",
+#[utoipa::path(get, operation_id = "list_experiments", path = "/v1/experiments", tag = "experiments",
     responses((status = 200, body = ExperimentList)))]
 pub async fn list(State(app): State<Arc<App>>) -> Result<Json<ExperimentList>, Problem> {
     let library = app.library();
@@ -70,7 +70,7 @@ pub async fn list(State(app): State<Arc<App>>) -> Result<Json<ExperimentList>, P
 }
 
 /// One experiment, whole.
-#[utoipa::path(get, path = "/v1/experiments/{name}", tag = "experiments",
+#[utoipa::path(get, operation_id = "get_experiment", path = "/v1/experiments/{name}", tag = "experiments",
     params(("name" = String, Path, description = "As the list has it")),
     responses(
         (status = 200, body = ExperimentDocument),
@@ -84,7 +84,7 @@ pub async fn one(
 }
 
 /// One experiment of a folder of the library, whole.
-#[utoipa::path(get, path = "/v1/experiments/{folder}/{name}", tag = "experiments",
+#[utoipa::path(get, operation_id = "get_experiment_in_folder", path = "/v1/experiments/{folder}/{name}", tag = "experiments",
     params(
         ("folder" = String, Path, description = "The part of its name before the slash"),
         ("name" = String, Path, description = "The part of its name behind the slash"),

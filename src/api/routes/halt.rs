@@ -47,14 +47,14 @@ pub struct Released {
 }
 
 /// Whether the lever is pulled, why, by whom and since when.
-#[utoipa::path(get, path = "/v1/halt", tag = "halt", responses((status = 200, body = HaltStatus)))]
+#[utoipa::path(get, operation_id = "get_halt", path = "/v1/halt", tag = "halt", responses((status = 200, body = HaltStatus)))]
 pub async fn show(State(app): State<Arc<App>>) -> Json<HaltStatus> {
     Json(HaltStatus { halted: app.handle.snapshot().host.halted.clone() })
 }
 
 /// Stops everything, and admits nothing until it is released. Answers when every fault is undone or
 /// known to be stuck. Pulling it again changes nothing. A body is welcome, not needed.
-#[utoipa::path(put, path = "/v1/halt", tag = "halt",
+#[utoipa::path(put, operation_id = "pull_halt", path = "/v1/halt", tag = "halt",
     request_body(content = Option<HaltRequest>, content_type = "application/json"),
     responses((status = 200, body = HaltView)))]
 pub async fn pull(
@@ -68,7 +68,7 @@ pub async fn pull(
 }
 
 /// Releases the lever. Only an owner may.
-#[utoipa::path(delete, path = "/v1/halt", tag = "halt", responses((status = 200, body = Released)))]
+#[utoipa::path(delete, operation_id = "release_halt", path = "/v1/halt", tag = "halt", responses((status = 200, body = Released)))]
 pub async fn release(
     State(app): State<Arc<App>>,
     Extension(caller): Extension<Caller>,
