@@ -74,6 +74,7 @@ pub struct Show {
     program: PathBuf,
     base: PathBuf,
     log: fs::File,
+    log_path: PathBuf,
     runs: Vec<Uuid>,
     acts: Vec<Value>,
 }
@@ -101,15 +102,14 @@ pub async fn play(set: Set<'_>) -> Result<bool, Failure> {
     let kept = show.acts.len() - broken - skipped;
     let narrator = show.narrator.clone();
     narrator.title("The end");
-    let numbers = format!(
-        "{}, {skipped} skipped, {broken} broken",
-        count(kept, "promise kept").replace("kepts", "kept")
-    );
+    let numbers = format!("{} kept, {skipped} skipped, {broken} broken", count(kept, "promise"));
     narrator.tell(&format!("{numbers}, in {}.", duration(begun.elapsed())));
     narrator.tell(&format!("In {}:", out.display()));
-    narrator.tell("  report.json     every act with its numbers, every run with its events");
-    narrator.tell("  agent.log       what the agent logged");
-    narrator.tell("  vervet.toml, *.toml   the policy and the experiments: change them, play on");
+    narrator.rendered(&[
+        "report.json   every act with its numbers, every run with its events".to_owned(),
+        "agent.log     what the agent logged".to_owned(),
+        "*.toml        the policy and the experiments, to read and to change".to_owned(),
+    ]);
     write(out, "report.json", &show.report(begun.elapsed()).to_string())?;
     result.map(|()| broken == 0)
 }
@@ -138,8 +138,8 @@ impl Show {
             write(&set.base.join("experiments"), &format!("{name}.toml"), text)?;
             write(set.out, &format!("{name}.toml"), text)?;
         }
-        let log = fs::File::create(set.out.join("agent.log"))
-            .map_err(|error| failed("make agent.log", &error))?;
+        let log_path = set.out.join("agent.log");
+        let log = fs::File::create(&log_path).map_err(|error| failed("make agent.log", &error))?;
         let (program, reaper) = (set.program.clone(), set.reaper.clone());
         let service = Supervisor::start(program.clone(), reaper.clone(), narrator.clone())?;
         let client = Client::on_socket(&set.base.join("vervet.sock"))?;
@@ -147,7 +147,7 @@ impl Show {
         let agent = start_agent(&program, &base, &log, &reaper)?;
         let host = ready(&client, &reaper, agent).await?;
         let (fast, runs, acts) = (set.fast, Vec::new(), Vec::new());
-        Ok(Self { client, service, narrator, reaper, host, fast, agent, program, base, log, runs, acts })
+        Ok(Self { client, service, narrator, reaper, host, fast, agent, program, base, log, log_path, runs, acts })
     }
 
     async fn act<F>(&mut self, title: &str, act: F) -> Result<(), Failure>
@@ -269,6 +269,12 @@ impl Show {
     pub fn show_group(&self, group: &GroupView) {
         let lines = render::groups(std::slice::from_ref(group), Timestamp::now(), self.narrator.inner());
         self.narrator.rendered(&lines);
+    }
+
+    /// What the agent and its warden have logged so far.
+    #[must_use]
+    pub fn logged(&self) -> String {
+        fs::read_to_string(&self.log_path).unwrap_or_default()
     }
 
     /// Starts another agent in place of a dead one, and waits until it answers.
@@ -399,7 +405,7 @@ async fn leaves(show: &mut Show, before: &[String]) -> Result<Act, Failure> {
     let what = "links, qdiscs, filters, nftables and settings";
     Ok(Act::Kept(format!(
         "{what}: {} before and after, the same",
-        count(after.len(), "entry").replace("entrys", "entries")
+        count(after.len(), "entry")
     )))
 }
 
