@@ -6,14 +6,13 @@
 use std::{
     path::{Path, PathBuf},
     sync::Arc,
-    thread,
     time::Duration,
 };
 
 use anyhow::Context as _;
 use tokio::{
     signal::unix::{SignalKind, signal},
-    sync::{mpsc, watch},
+    sync::mpsc,
 };
 
 use crate::{
@@ -31,13 +30,13 @@ use crate::{
     },
     probe::monitor::Monitors,
     runner::{
-        Handle, History,
+        History,
         event_loop::{EventLoop, Order, Parts},
         hands::Hands,
         scribe::{Desk, Scribe},
     },
     view::{ReportView, RunView},
-    warden::Warden,
+    warden::{Launch, Warden},
 };
 
 /// How long a shutdown waits for reverts that keep failing, at most. A second signal shortens it.
@@ -50,7 +49,8 @@ const PATIENCE: Duration = Duration::from_secs(60);
 pub fn read_policy(path: &Path) -> anyhow::Result<Policy> {
     let bytes = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
     let file = path.display().to_string();
-    let text = document::text_from_bytes(&bytes, &file).map_err(|e| anyhow::anyhow!(e.render("", false)))?;
+    let text =
+        document::text_from_bytes(&bytes, &file).map_err(|e| anyhow::anyhow!(e.render("", false)))?;
     document::policy(text, &file).map_err(|errors| anyhow::anyhow!(errors.render(text, false)))
 }
 
@@ -60,12 +60,14 @@ pub fn read_policy(path: &Path) -> anyhow::Result<Policy> {
 /// When the policy is invalid, or the host lets it have no threads, socket or state.
 pub fn run(config: &Path) -> anyhow::Result<u32> {
     let policy = Arc::new(read_policy(config)?);
-    let host = Arc::new(LinuxHost::new());
+    let host = Arc::new(LinuxHost::new()?);
     let clock: Arc<dyn Fn() -> Now + Send + Sync> = Arc::new(clock::now);
 
     let halted = halt::load(&policy.state);
     // The warden comes first: it is there before anything could need it.
-    let warden = Warden::spawn().inspect_err(|error| tracing::error!(%error, "the warden does not start")).ok();
+    let warden = Warden::spawn(Launch::own())
+        .inspect_err(|error| tracing::error!(%error, "the warden does not start"))
+        .ok();
     let journal = open_journal(&policy.state);
     let mut engine = Engine::new(policy.clone(), facts(&*host), halted);
     let history: Arc<dyn History> = match &journal {
@@ -91,49 +93,48 @@ pub fn run(config: &Path) -> anyhow::Result<u32> {
         clock: clock.clone(),
     };
     let (scribe, writer) = Scribe::start(desk)?;
-    let monitors =
-        runtime.block_on(async { Monitors::start(&policy.groups, host.processes().clone(), observer) });
+    let processes = host.processes().clone();
+    let monitors = {
+        let _inside = runtime.enter();
+        Monitors::start(&policy.groups, &processes, observer.clone())?
+    };
     let parts = Parts {
         engine,
         hands: Arc::new(Hands::new(host)),
         scribe,
         monitors,
+        processes,
+        observer,
         observations,
         events,
         history,
         clock,
     };
     let (event_loop, handle, orders) = EventLoop::new(parts)?;
-    let (closing, closed) = watch::channel(false);
-    let server = serve(&policy, handle, closed)?;
-    let stuck = runtime.block_on(async move {
-        let signals = tokio::spawn(follow_signals(config.to_owned(), orders));
+    let library = document::Library { dir: policy.experiments.clone() };
+    let server = Arc::new(api::serve(&policy.api, handle, library, api::Limits::default())?);
+    tracing::info!(socket = %policy.api.socket.display(), leashed = policy.leashed, "ready");
+    let stuck = runtime.block_on(async {
+        let signals = tokio::spawn(follow_signals(config.to_owned(), orders, server.clone()));
         let stuck = event_loop.run().await;
         signals.abort();
+        let _ = signals.await;
         stuck
     });
     // Everything is reverted; what the loop wrote is flushed before the API says goodbye.
     let _ = writer.join();
-    let _ = closing.send(true);
-    let _ = server.join();
+    if let Some(server) = Arc::into_inner(server) {
+        runtime.block_on(server.stop());
+    }
     tracing::info!(stuck, "stopped");
     Ok(stuck)
 }
 
-/// The API has a thread and a runtime of its own: no client can starve the loop.
-fn serve(policy: &Arc<Policy>, handle: Handle, closed: watch::Receiver<bool>) -> anyhow::Result<thread::JoinHandle<()>> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let library = document::Library { dir: policy.experiments.clone() };
-    let server = runtime.block_on(api::bind(&policy.api, handle, library))?;
-    let thread = thread::Builder::new().name("vervet-api".to_owned()).spawn(move || {
-        runtime.block_on(server.serve(closed));
-        // Connections that are still open do not hold up the exit.
-        runtime.shutdown_timeout(Duration::from_millis(100));
-    })?;
-    Ok(thread)
-}
-
-async fn follow_signals(config: PathBuf, orders: mpsc::UnboundedSender<Order>) {
+async fn follow_signals(
+    config: PathBuf,
+    orders: mpsc::UnboundedSender<Order>,
+    server: Arc<api::Server>,
+) {
     let (Ok(mut term), Ok(mut int), Ok(mut hup)) =
         (signal(SignalKind::terminate()), signal(SignalKind::interrupt()), signal(SignalKind::hangup()))
     else {
@@ -149,6 +150,7 @@ async fn follow_signals(config: PathBuf, orders: mpsc::UnboundedSender<Order>) {
                 match read_policy(&config) {
                     Ok(policy) => {
                         tracing::info!("policy read again");
+                        server.reload(&policy.api, document::Library { dir: policy.experiments.clone() });
                         let _ = orders.send(Order::Reload(Box::new(policy)));
                     }
                     Err(error) => tracing::error!("the policy stays as it was: {error:#}"),
@@ -190,7 +192,8 @@ fn recover(journal: &Journal, host: &dyn Host, engine: &mut Engine) {
 
 /// Budgets survive restarts.
 fn inherit(journal: &Journal, engine: &mut Engine, now: Now) {
-    let longest = engine.policy().groups.iter().map(|group| group.removal.every).max().unwrap_or_default();
+    let longest =
+        engine.policy().groups.iter().map(|group| group.removal.every).max().unwrap_or_default();
     let since = now.wall.checked_sub(longest).unwrap_or(jiff::Timestamp::MIN);
     match journal.recent_charges(since) {
         Ok(charges) => {

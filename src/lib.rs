@@ -3,8 +3,11 @@
 //! The one idea: **what decides cannot act, and what acts does not decide.**
 //! ARCHITECTURE.md has the map and the invariants; the modules below are in reading order.
 
+pub mod agent;
 pub mod api;
+pub mod cli;
 pub mod config;
+pub mod demo;
 pub mod document;
 pub mod experiment;
 pub mod fault;
@@ -16,3 +19,4 @@ pub mod probe;
 pub mod runner;
 pub mod units;
 pub mod view;
+pub mod warden;

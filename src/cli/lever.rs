@@ -38,7 +38,10 @@ pub async fn resume(client: &Client, ui: &Ui) -> Outcome {
     match (ui.json, &released) {
         (true, _) => ui.print_json(&json!({ "released": released })),
         (false, Some(halt)) => {
-            ui.say(format!("released: was halted since {} by {} ({})", halt.since, halt.by, halt.reason));
+            ui.say(format!(
+                "released: was halted since {} by {} ({})",
+                halt.since, halt.by, halt.reason
+            ));
         }
         (false, None) => ui.say("the host was not halted"),
     }

@@ -151,7 +151,10 @@ fn agent(config: &Path) -> Outcome {
     match crate::agent::run(config) {
         Ok(0) => Ok(Exit::Passed),
         Ok(stuck) => {
-            let message = format!("{} could not be undone; `vervet recover` tries again", text::count(stuck as usize, "fault"));
+            let message = format!(
+                "{} could not be undone; `vervet recover` tries again",
+                text::count(stuck as usize, "fault")
+            );
             Err(Failure { exit: Exit::Stuck, message, document: None })
         }
         Err(error) => Err(Failure::failed(format!("{error:#}"))),

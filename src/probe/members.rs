@@ -133,3 +133,56 @@ impl Work {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        config::{ReadySource, Removal},
+        experiment::ProcessSelector,
+    };
+
+    fn group(name: &str) -> GroupPolicy {
+        let long = Duration::from_hours(1);
+        GroupPolicy {
+            name: name.into(),
+            floor: 1,
+            expected: None,
+            members: ProcessSelector { user: Some("0".to_owned()), ..ProcessSelector::default() },
+            ready: ReadySource::Process,
+            poll: long,
+            stale_after: long,
+            settle: long,
+            removal: Removal { at_once: 1, every: long },
+        }
+    }
+
+    async fn members(discovery: &Discovery, group: usize, force: bool) -> Arc<Vec<Found>> {
+        discovery.members(group, clock::boottime(), force).await.expect("members")
+    }
+
+    #[tokio::test]
+    async fn one_walk_serves_all_groups_until_the_next_is_due_or_forced() {
+        let processes = Arc::new(Processes::new(std::path::Path::new("/proc")).expect("/proc"));
+        let (sender, _seen) = tokio::sync::mpsc::unbounded_channel();
+        let deaths = Arc::new(Deaths::start(Arc::clone(&processes), sender).expect("started"));
+        let groups = vec![group("one"), group("two")];
+        let discovery = Discovery::new(processes, groups, deaths);
+        let walks = async |force| {
+            let (one, two) = (members(&discovery, 0, force).await, members(&discovery, 1, force).await);
+            (one, two, discovery.last.lock().await.as_ref().map(|walk| walk.began))
+        };
+        let (one, two, first) = walks(false).await;
+        let (one_again, two_again, same) = walks(false).await;
+        assert!(Arc::ptr_eq(&one, &one_again) && Arc::ptr_eq(&two, &two_again) && first == same);
+        // Rested: what a tenth of the time allows.
+        if let Some(walk) = discovery.last.lock().await.as_mut() {
+            assert!(walk.next >= walk.began.plus(discovery.poll / 2));
+            walk.next = walk.began;
+        }
+        let (_, _, second) = walks(false).await;
+        assert!(second > first);
+        let (_, _, third) = walks(true).await;
+        assert!(third > second);
+    }
+}

@@ -9,14 +9,14 @@ use std::{
     time::Duration,
 };
 
-use rand::Rng as _;
+use rand::RngExt as _;
 use tokio::sync::{mpsc, oneshot, watch};
 use uuid::Uuid;
 
 use crate::{
     config::Policy,
     document,
-    host::Host,
+    host::{Host, linux::process::Processes},
     journal,
     policy::{
         engine::{Effect, Engine, Event, Outcome, Start},
@@ -39,6 +39,9 @@ pub struct Parts<H> {
     pub hands: Arc<Hands<H>>,
     pub scribe: Scribe,
     pub monitors: Monitors,
+    /// For new monitors when the policy is read again.
+    pub processes: Arc<Processes>,
+    pub observer: mpsc::UnboundedSender<Observation>,
     pub observations: mpsc::UnboundedReceiver<Observation>,
     /// Both ends of the channel by which workers report.
     pub events: (mpsc::UnboundedSender<Event>, mpsc::UnboundedReceiver<Event>),
@@ -195,8 +198,16 @@ impl<H: Host + 'static> EventLoop<H> {
     fn order(&mut self, order: Order) {
         match order {
             Order::Reload(policy) => {
-                self.parts.monitors.restart(&policy.groups);
-                self.handle(Event::Reload(policy));
+                let monitors =
+                    Monitors::start(&policy.groups, &self.parts.processes, self.parts.observer.clone());
+                match monitors {
+                    Ok(monitors) => {
+                        self.parts.monitors.stop();
+                        self.parts.monitors = monitors;
+                        self.handle(Event::Reload(policy));
+                    }
+                    Err(error) => tracing::error!(%error, "the policy stays as it was"),
+                }
             }
             Order::Stop | Order::Hurry => {
                 self.hurry |= matches!(order, Order::Hurry);
@@ -269,7 +280,9 @@ impl<H: Host + 'static> EventLoop<H> {
                     }
                     Err(error) => Err(RequestError::Rejected(crate::view::ReasonView {
                         reason: "release_not_durable".to_owned(),
-                        message: format!("the halt stays in force, its release cannot be written: {error}"),
+                        message: format!(
+                            "the halt stays in force, its release cannot be written: {error}"
+                        ),
                         numbers: serde_json::json!({}),
                     })),
                 };
@@ -372,7 +385,11 @@ impl<H: Host + 'static> EventLoop<H> {
         };
         self.logs.write().unwrap_or_else(PoisonError::into_inner).insert(run, Arc::new(log));
         let experiment = document::to_json(&experiment);
-        self.parts.scribe.write(Job::Begin { run: Box::new((*view).clone()), experiment, key: idempotency });
+        self.parts.scribe.write(Job::Begin {
+            run: Box::new((*view).clone()),
+            experiment,
+            key: idempotency,
+        });
         for effect in effects {
             self.perform(effect);
         }
@@ -428,7 +445,10 @@ impl<H: Host + 'static> EventLoop<H> {
             Effect::StopProbes { run } => self.parts.monitors.stop_probes(run),
             Effect::WatchExits(processes) => {
                 for process in processes {
-                    self.parts.monitors.watch(process);
+                    if let Err(error) = self.parts.monitors.watch(process) {
+                        // The last measurement will show its end all the same.
+                        tracing::warn!(%error, pid = process.pid, "the target cannot be watched");
+                    }
                 }
             }
             Effect::Log(event) => self.log(event),
@@ -441,9 +461,8 @@ impl<H: Host + 'static> EventLoop<H> {
             }
             Effect::Planned { ticket, result } => {
                 if let Some(reply) = self.plans.remove(&ticket) {
-                    let answer = result
-                        .map(|plan| *plan)
-                        .map_err(|reason| RequestError::Rejected(reason.view()));
+                    let answer =
+                        result.map(|plan| *plan).map_err(|reason| RequestError::Rejected(reason.view()));
                     let _ = reply.send(answer);
                 }
             }

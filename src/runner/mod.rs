@@ -3,7 +3,9 @@
 //! One task owns all mutation of runs. Everybody else holds a [`Handle`]: it enqueues requests and
 //! reads published snapshots, so that no client can hold up a decision.
 
+pub mod event_loop;
 pub mod hands;
+pub mod scribe;
 pub mod workers;
 
 use std::{collections::HashMap, sync::Arc};

@@ -37,19 +37,37 @@ const PRUNE_EVERY: Duration = Duration::from_hours(1);
 /// Something to write.
 pub enum Job {
     /// A run that has just been created.
-    Begin { run: Box<RunView>, experiment: serde_json::Value, key: Option<Idempotency> },
+    Begin {
+        run: Box<RunView>,
+        experiment: serde_json::Value,
+        key: Option<Idempotency>,
+    },
     /// Durable, and held by the warden, before the answer.
-    Commit { intent: Box<Intent>, now: Moment },
+    Commit {
+        intent: Box<Intent>,
+        now: Moment,
+    },
     /// The fault is over.
-    Close { fault: FaultId, outcome: journal::Outcome },
+    Close {
+        fault: FaultId,
+        outcome: journal::Outcome,
+    },
     Events(Vec<EventView>),
     Save(Box<RunView>),
     /// Makes a halt durable; the answer says whether it is.
-    Halt { halt: HaltView, answer: Box<dyn FnOnce(bool) + Send> },
+    Halt {
+        halt: HaltView,
+        answer: Box<dyn FnOnce(bool) + Send>,
+    },
     /// Makes the end of a halt durable.
-    Release { answer: Box<dyn FnOnce(Result<(), String>) + Send> },
+    Release {
+        answer: Box<dyn FnOnce(Result<(), String>) + Send>,
+    },
     /// Looks an idempotency key up.
-    Lookup { request: Box<StartRequest>, answer: Box<dyn FnOnce(Box<StartRequest>, Looked) + Send> },
+    Lookup {
+        request: Box<StartRequest>,
+        answer: Box<dyn FnOnce(Box<StartRequest>, Looked) + Send>,
+    },
 }
 
 /// What is known of an idempotency key.
@@ -129,8 +147,10 @@ impl Writer {
         while let Some(job) = next.take() {
             match job {
                 Job::Close { fault, outcome } => {
-                    if let Some(warden) = &mut self.desk.warden {
-                        warden.release(&fault);
+                    if let Some(warden) = &mut self.desk.warden
+                        && let Err(error) = warden.release(&fault)
+                    {
+                        tracing::warn!(%error, "the warden was not told that a fault is over");
                     }
                     self.unwritten.push((fault, outcome));
                     next = jobs.try_recv().ok();
@@ -199,7 +219,7 @@ impl Writer {
         }
         match &mut self.desk.warden {
             Some(warden) => warden
-                .hold(&record.prepared.fault, &record.prepared.undo, remaining)
+                .hold(&record.prepared.fault, &record.prepared.undo, Some(remaining))
                 .map_err(|error| NotDurable::Warden(error.to_string())),
             None => Err(NotDurable::Warden("it could not be started".to_owned())),
         }

@@ -22,9 +22,11 @@ impl Kid {
 
     pub fn spawn(command: &mut Command) -> Self {
         let child = command.stdin(Stdio::null()).stdout(Stdio::null()).spawn().expect("a child");
-        // Until exec is done it shows the command line of the test itself.
+        // In the middle of exec a process has its new program but no command line yet.
         let (own, id) = (fs::read_link("/proc/self/exe").expect("exe"), child.id());
-        while fs::read_link(format!("/proc/{id}/exe")).is_ok_and(|exe| exe == own) {
+        while fs::read_link(format!("/proc/{id}/exe")).is_ok_and(|exe| exe == own)
+            || fs::read(format!("/proc/{id}/cmdline")).is_ok_and(|arguments| arguments.is_empty())
+        {
             std::thread::yield_now();
         }
         Self(child)

@@ -104,6 +104,8 @@ impl Processes {
                     table.insert(pid, Entry { id, parent: stat.parent, ssh });
                 }
                 Err(error) if vanished(error) => {}
+                // Hidden from this user, and so out of reach of its signals as well.
+                Err(Errno::ACCESS | Errno::PERM) => {}
                 Err(error) => failed = Some(kernel(format!("look at process {pid}"), error)),
             }
         });

@@ -133,7 +133,7 @@ impl Engine {
             }
             Event::Release => self.halted = None,
             Event::Shutdown => self.shutdown(now, out),
-            Event::Reload(policy) => self.reload(*policy),
+            Event::Reload(policy) => self.reload(*policy, out),
             Event::Reading { group, result } => self.on_reading(&group, result, now, out),
             Event::Lost { groups, process, at } => self.on_lost(&groups, process, at, now, out),
             Event::Headroom(headroom) => self.on_headroom(headroom, now, out),
@@ -249,7 +249,7 @@ impl Engine {
         }
     }
 
-    fn reload(&mut self, policy: Policy) {
+    fn reload(&mut self, policy: Policy, out: &mut Effects) {
         let mut old = std::mem::take(&mut self.groups);
         for group in &policy.groups {
             let known = match old.remove(&group.name) {
@@ -259,6 +259,14 @@ impl Engine {
             self.groups.insert(group.name.clone(), known);
         }
         self.policy = Arc::new(policy);
+        // Whoever looks for the engine begins anew: what runs needs must be asked for again.
+        for run in self.runs.values().filter(|run| run.is_active() && run.stop.is_none()) {
+            if !matches!(run.phase, Phase::Resolving) {
+                out.push(Effect::StartProbes { run: run.id, probes: run.experiment.probes.clone() });
+            }
+            let alive = run.steps.iter().flat_map(|step| step.alive.iter().copied());
+            out.push(Effect::WatchExits(alive.collect()));
+        }
     }
 
     fn log(

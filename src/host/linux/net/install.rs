@@ -81,17 +81,14 @@ fn slow(plan: &NetPlan, slowing: &Slowing) -> Result<Made, HostError> {
     }
     for slowed in &slowing.devices {
         let via = &slowed.via;
-        match plan.engine {
-            Some(DelayEngine::Netem) => {
-                link::make_ifb(&mut socket, via).map_err(kernel("make an ifb"))?
-            }
-            _ => {
-                let ends = Ends::open(via, slowed.index).map_err(|error| HostError::Kernel {
-                    doing: format!("make the TAP device {via}"),
-                    error: error.to_string(),
-                })?;
-                made.push((via.clone(), ends));
-            }
+        if plan.engine == Some(DelayEngine::Netem) {
+            link::make_ifb(&mut socket, via).map_err(kernel("make an ifb"))?;
+        } else {
+            let ends = Ends::open(via, slowed.index).map_err(|error| HostError::Kernel {
+                doing: format!("make the TAP device {via}"),
+                error: error.to_string(),
+            })?;
+            made.push((via.clone(), ends));
         }
     }
     let links = link::list(&mut socket).map_err(kernel("list devices"))?;

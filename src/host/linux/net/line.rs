@@ -291,7 +291,7 @@ impl Worker {
         let timeout = match left {
             None => None,
             Some(left) if left <= SPIN => return,
-            Some(left) => Timespec::try_from(left - SPIN).ok(),
+            Some(left) => Timespec::try_from(left.saturating_sub(SPIN)).ok(),
         };
         let mut fds = [PollFd::new(&self.ends.tap, PollFlags::IN), PollFd::new(stop, PollFlags::IN)];
         // An interrupted or failed wait is a short one: the loop looks again.

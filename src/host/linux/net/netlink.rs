@@ -4,7 +4,15 @@
 //! of `send`, so answers are there when it returns. This module knows no family's meaning, and
 //! retries nothing but interrupted calls and dumps that changed while they were read.
 
-use std::{io, os::fd::AsFd, os::fd::OwnedFd, time::Duration};
+use std::{
+    io,
+    os::fd::{AsFd, OwnedFd},
+    sync::{
+        OnceLock,
+        mpsc::{Sender, channel},
+    },
+    time::Duration,
+};
 
 use rustix::{
     io::Errno,
@@ -205,7 +213,9 @@ pub enum Family {
 /// A socket in the network namespace of the thread that opened it.
 #[derive(Debug)]
 pub struct Socket {
-    fd: OwnedFd,
+    /// `None` only while it is dropped.
+    fd: Option<OwnedFd>,
+    family: Family,
     sequence: u32,
     buffer: Vec<u8>,
 }
@@ -232,7 +242,7 @@ impl Socket {
         let _ = sys::netlink_option(fd.as_fd(), sys::NETLINK_EXT_ACK);
         let _ = sys::netlink_option(fd.as_fd(), sys::NETLINK_CAP_ACK);
         sockopt::set_socket_timeout(&fd, sockopt::Timeout::Recv, Some(Duration::from_secs(5)))?;
-        Ok(Self { fd, sequence: 1, buffer: vec![0; 1 << 16] })
+        Ok(Self { fd: Some(fd), family, sequence: 1, buffer: vec![0; 1 << 16] })
     }
 
     /// Sends one message and waits for its acknowledgement.
@@ -339,8 +349,9 @@ impl Socket {
     }
 
     fn send(&self, bytes: &[u8]) -> Result<(), NetlinkError> {
+        let fd = self.fd.as_ref().ok_or(Errno::BADF)?;
         loop {
-            match send(&self.fd, bytes, SendFlags::empty()) {
+            match send(fd, bytes, SendFlags::empty()) {
                 Ok(_) => return Ok(()),
                 Err(Errno::INTR) => {}
                 Err(errno) => return Err(errno.into()),
@@ -349,8 +360,9 @@ impl Socket {
     }
 
     fn receive(&mut self, flags: RecvFlags) -> Result<Vec<(Header, Vec<u8>)>, NetlinkError> {
+        let fd = self.fd.as_ref().ok_or(Errno::BADF)?;
         let length = loop {
-            match recv(&self.fd, &mut self.buffer[..], flags) {
+            match recv(fd, &mut self.buffer[..], flags) {
                 Ok((length, _)) => break length,
                 Err(Errno::INTR) => {}
                 Err(errno) => return Err(errno.into()),
@@ -365,6 +377,30 @@ impl Socket {
         }
         Ok(messages)
     }
+}
+
+/// Closing a netfilter socket waits until the kernel has freed everything that was deleted, by whomever
+/// (`nft_rcv_nl_event`): tens of milliseconds in which the effect has long ended. A thread of its own
+/// does the waiting.
+impl Drop for Socket {
+    fn drop(&mut self) {
+        let Some(fd) = self.fd.take() else { return };
+        if self.family == Family::Netfilter {
+            // Without that thread it is closed here.
+            let _ = closer().map(|closer| closer.send(fd));
+        }
+    }
+}
+
+fn closer() -> Option<&'static Sender<OwnedFd>> {
+    static CLOSER: OnceLock<Option<Sender<OwnedFd>>> = OnceLock::new();
+    let start = || {
+        let (sender, receiver) = channel();
+        let close = move || receiver.into_iter().for_each(drop);
+        let thread = std::thread::Builder::new().name("vervet-close".to_owned()).stack_size(64 << 10);
+        thread.spawn(close).is_ok().then_some(sender)
+    };
+    CLOSER.get_or_init(start).as_ref()
 }
 
 #[derive(Debug, Clone, Copy)]

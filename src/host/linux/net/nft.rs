@@ -46,8 +46,8 @@ pub const KEY_SERVICE: KeyType = KeyType(13, 2);
 /// `iface_index`
 pub const KEY_DEVICE: KeyType = KeyType(20, 4);
 /// Address and port, each padded to four bytes: a concatenation of two types.
-pub const KEY_IPV4_SERVICE: KeyType = KeyType((7 << 6) | 13, 8);
-pub const KEY_IPV6_SERVICE: KeyType = KeyType((8 << 6) | 13, 20);
+pub const KEY_IPV4_SERVICE: KeyType = KeyType((KEY_IPV4.0 << 6) | KEY_SERVICE.0, 8);
+pub const KEY_IPV6_SERVICE: KeyType = KeyType((KEY_IPV6.0 << 6) | KEY_SERVICE.0, 20);
 
 /// Where a base chain is attached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -91,9 +91,21 @@ pub fn new_table(name: &str, comment: &str) -> Message {
     message(NEWTABLE, NLM_F_CREATE | NLM_F_EXCL, &attrs)
 }
 
+/// One table.
+#[must_use]
+pub fn get_table(name: &str) -> Message {
+    message(GETTABLE, 0, &Attrs::default().text(1, name))
+}
+
 #[must_use]
 pub fn delete_table(name: &str) -> Message {
     message(DELTABLE, 0, &Attrs::default().text(1, name))
+}
+
+/// By the handle that a listing gave: the kernel compares names of tables one by one.
+#[must_use]
+pub fn delete_table_by_handle(handle: u64) -> Message {
+    message(DELTABLE, 0, &Attrs::default().be64(4, handle))
 }
 
 /// All tables of the family `inet`.
@@ -102,10 +114,11 @@ pub fn list_tables() -> Message {
     message(GETTABLE, 0, &Attrs::default())
 }
 
-/// The name in an answer about a table.
+/// Name and handle in an answer about a table.
 #[must_use]
-pub fn table_name(answer: &Answer) -> Option<String> {
-    attribute(answer.body.get(4..)?, 1).map(text)
+pub fn table(answer: &Answer) -> Option<(String, u64)> {
+    let body = answer.body.get(4..)?;
+    Some((text(attribute(body, 1)?), be64(attribute(body, 4)?)?))
 }
 
 /// A base chain of type `filter` with policy accept.

@@ -138,10 +138,13 @@ fn check_name(fault: &FaultId) -> Result<(), HostError> {
     Err(HostError::Unavailable(format!("{} does not fit into a device name: too many steps", fault.0)))
 }
 
-/// Listing tables wants the same privilege as changing them.
+/// Asking for a table wants the same privilege as changing one.
 fn may_change_tables() -> Result<(), HostError> {
     let mut socket = Socket::open(Family::Netfilter).map_err(kernel("open nf_tables"))?;
-    socket.dump(&nft::list_tables()).map_err(kernel("list nftables")).map(drop)
+    match socket.request(&nft::get_table("vervet")) {
+        Err(error) if !error.is_missing() => Err(kernel("ask nftables")(error)),
+        _ => Ok(()),
+    }
 }
 
 fn cap(
@@ -163,7 +166,7 @@ fn cap(
     }
     let deed = Deed::Cap { max, per_source, new_per_second, excess };
     let restores = vec![Restore::Table { netns: netns.map(str::to_owned), name: table(&spec.fault) }];
-    finish(spec, netns, None, Vec::new(), restores, Detail { selection, deed, delay: None })
+    finish(spec, netns, None, Vec::new(), restores, &Detail { selection, deed, delay: None })
 }
 
 fn delay(
@@ -249,7 +252,7 @@ fn delay(
     let deed = Deed::Mark { mark, mask: spec.mark_mask, devices: indices };
     let names = found.iter().map(|link| link.name.clone()).collect();
     let slowing = Slowing { classifier, priority, mark, mask: spec.mark_mask, devices };
-    finish(spec, netns, Some(engine), names, restores, Detail { selection, deed, delay: Some(slowing) })
+    finish(spec, netns, Some(engine), names, restores, &Detail { selection, deed, delay: Some(slowing) })
 }
 
 /// The lowest value of vervet's bits whose priority nobody uses.
@@ -314,10 +317,10 @@ fn finish(
     engine: Option<DelayEngine>,
     devices: Vec<String>,
     restores: Vec<Restore>,
-    detail: Detail,
+    detail: &Detail,
 ) -> Result<NetPlan, HostError> {
     let program = rules::program(&detail.selection, &detail.deed);
-    let detail_json = serde_json::to_value(&detail).map_err(|error| HostError::Kernel {
+    let detail_json = serde_json::to_value(detail).map_err(|error| HostError::Kernel {
         doing: "write the plan".to_owned(),
         error: error.to_string(),
     })?;

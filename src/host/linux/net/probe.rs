@@ -221,7 +221,7 @@ fn classifier(route: &mut Socket) -> Verdict<Classifier> {
                 return Ok(classifier);
             }
             Ok(found) => {
-                why = "the kernel ignored the match".to_owned();
+                why = String::from("the kernel ignored the match");
                 if let Some(found) = found.first() {
                     let _ = tc::delete_filter(route, LOOPBACK, 1, &found.kind);
                 }

@@ -116,12 +116,11 @@ fn tables(members: &[(usize, &Restore)]) -> Results {
         Ok(listed) => listed,
         Err(error) => return failed(error),
     };
-    let present: std::collections::BTreeSet<String> =
-        answers.iter().filter_map(nft::table_name).collect();
+    let present: BTreeMap<String, u64> = answers.iter().filter_map(nft::table).collect();
     let doomed: Vec<_> = wanted
         .iter()
-        .filter(|(_, name)| present.contains(*name))
-        .map(|(_, n)| nft::delete_table(n))
+        .filter_map(|(_, name)| present.get(*name))
+        .map(|handle| nft::delete_table_by_handle(*handle))
         .collect();
     if doomed.is_empty() || socket.batch(NFTABLES, &doomed).is_ok() {
         return wanted.into_iter().map(|(at, _)| (at, Ok(()))).collect();

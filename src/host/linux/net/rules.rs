@@ -73,8 +73,17 @@ pub enum Deed {
 /// Everything of one table, ready to be sent but for its name.
 #[derive(Debug, Default)]
 pub struct Program {
-    sets: Vec<(String, KeyType, u32, Option<u32>, Vec<Element>)>,
+    sets: Vec<Set>,
     rules: Vec<(&'static str, Rule)>,
+}
+
+#[derive(Debug)]
+struct Set {
+    name: String,
+    key: KeyType,
+    flags: u32,
+    size: Option<u32>,
+    elements: Vec<Element>,
 }
 
 /// A rule in both forms.
@@ -232,10 +241,10 @@ impl Program {
             nft::new_counter(name, AFFECTED),
             nft::new_set(name, LEASE, 1, nft::KEY_NFPROTO, SET_TIMEOUT, None),
         ];
-        for (id, (set, key, flags, size, elements)) in (2..).zip(&self.sets) {
-            out.push(nft::new_set(name, set, id, *key, *flags, *size));
-            if !elements.is_empty() {
-                out.push(nft::add_elements(name, set, elements));
+        for (id, set) in (2..).zip(&self.sets) {
+            out.push(nft::new_set(name, &set.name, id, set.key, set.flags, set.size));
+            if !set.elements.is_empty() {
+                out.push(nft::add_elements(name, &set.name, &set.elements));
             }
         }
         out.extend(self.chains().map(|chain| nft::chain(name, chain)));
@@ -264,7 +273,7 @@ impl Program {
     }
 
     fn set(&mut self, name: &str, key: KeyType, flags: u32, size: Option<u32>, elements: Vec<Element>) {
-        self.sets.push((name.to_owned(), key, flags, size, elements));
+        self.sets.push(Set { name: name.to_owned(), key, flags, size, elements });
     }
 
     /// The base chain: what is cheap and specific, so that other traffic leaves soon.
@@ -331,7 +340,7 @@ impl Program {
         self.rule(BODY, leased.verdict("return", Verdict::Return));
     }
 
-    fn mark(&mut self, selection: &Selection, mark: u32, mask: u32, devices: &[u32]) {
+    fn mark(&mut self, selection: &Selection, value: u32, mask: u32, devices: &[u32]) {
         let mut rule = Rule::default();
         if selection.interface.is_none() {
             let elements = devices.iter().map(|index| Element::of(&index.to_ne_bytes())).collect();
@@ -341,7 +350,7 @@ impl Program {
         }
         let set = |e: Expressions| {
             e.meta(Meta::Mark, REG)
-                .bitwise(&(!mask).to_ne_bytes(), &mark.to_ne_bytes(), REG)
+                .bitwise(&(!mask).to_ne_bytes(), &value.to_ne_bytes(), REG)
                 .meta_set(Meta::Mark, REG)
         };
         let words = format!("meta mark set mark & {:#010x} | this fault's bits", !mask);

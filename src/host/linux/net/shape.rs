@@ -106,7 +106,7 @@ impl Delays {
         let random = self.correlated();
         let offset = match &self.table {
             // The whole range of the random number is spread over -jitter..jitter.
-            None => (i128::from(random) * 2 * i128::from(jitter) >> 32) - i128::from(jitter),
+            None => ((i128::from(random) * 2 * i128::from(jitter)) >> 32) - i128::from(jitter),
             Some(table) => i128::from(jitter) * i128::from(table[random as usize % table.len()]) / 8192,
         };
         let delay = i128::try_from(self.shape.delay.as_nanos()).unwrap_or_default() + offset;

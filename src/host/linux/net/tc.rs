@@ -234,12 +234,12 @@ const BPF_RETURN: u16 = 0x06;
 /// `SKF_AD_OFF + SKF_AD_MARK`, linux/filter.h
 const MARK_OF_PACKET: u32 = (-0x1000_i32 + 20).cast_unsigned();
 
-/// `struct sock_filter` by `struct sock_filter`: does the masked mark equal `mark`?
-fn program(mark: u32, mask: u32) -> Vec<u8> {
+/// `struct sock_filter` by `struct sock_filter`: does the masked mark equal `value`?
+fn program(value: u32, mask: u32) -> Vec<u8> {
     let instructions: [(u16, u8, u8, u32); 5] = [
         (BPF_LOAD_WORD, 0, 0, MARK_OF_PACKET),
         (BPF_AND, 0, 0, mask),
-        (BPF_JUMP_IF_EQUAL, 0, 1, mark),
+        (BPF_JUMP_IF_EQUAL, 0, 1, value),
         (BPF_RETURN, 0, 0, u32::MAX),
         (BPF_RETURN, 0, 0, 0),
     ];
@@ -282,6 +282,6 @@ fn found(answer: &Answer) -> Option<Found> {
 
 /// Mark and mask, if the program is one of [`program`]'s.
 fn read_program(bytes: &[u8]) -> Option<(u32, u32)> {
-    let (mask, mark) = (u32_at(bytes, 12)?, u32_at(bytes, 20)?);
-    (bytes == program(mark, mask)).then_some((mark, mask))
+    let (mask, value) = (u32_at(bytes, 12)?, u32_at(bytes, 20)?);
+    (bytes == program(value, mask)).then_some((value, mask))
 }
