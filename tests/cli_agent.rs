@@ -12,6 +12,9 @@ use std::{
 
 use serde_json::Value;
 
+/// Tells apart the groups of tests that share a process.
+static NEXT: AtomicU32 = AtomicU32::new(1);
+
 /// An agent of this test, with a group of four `sleep`s. All ends with it.
 struct Bench {
     dir: tempfile::TempDir,
@@ -23,7 +26,6 @@ impl Bench {
     fn start(every: &str) -> Self {
         let dir = tempfile::tempdir().expect("a directory");
         // The argument makes these processes, and no others, members of the group.
-        static NEXT: AtomicU32 = AtomicU32::new(1);
         let tag = format!("9{}.{:03}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
         let members = (0..4).map(|_| member(&tag)).collect();
         let path = dir.path().display();
@@ -95,7 +97,10 @@ impl Bench {
     }
 
     fn alive(&mut self) -> usize {
-        self.members.iter_mut().filter_map(|child| child.try_wait().expect("asked").is_none().then_some(())).count()
+        self.members
+            .iter_mut()
+            .filter_map(|child| child.try_wait().expect("asked").is_none().then_some(()))
+            .count()
     }
 }
 
@@ -179,6 +184,25 @@ fn what_breaks_the_floor_is_refused_with_3_and_the_numbers() {
 }
 
 #[test]
+fn what_matches_nothing_or_nobody_declared_is_refused() {
+    let bench = Bench::start("1s");
+    let step =
+        |target: &str| format!("[[step]]\nname = \"wake\"\nfault = \"kill\"\ntarget = {target}\n");
+    let none = bench.file("none", &step("{ name = \"no such process\" }"));
+    let undeclared = step("{ group = \"sleepers\" }");
+    let undeclared = format!("title = \"x\"\nhypothesis = \"x\"\n{undeclared}");
+    let path = bench.dir.path().join("undeclared.toml");
+    fs::write(&path, undeclared).expect("written");
+    for command in ["plan", "run"] {
+        let output = bench.vervet(&[command, &none]);
+        assert_eq!(code(&output), 3, "{command}: {}", text(&output));
+        let output = bench.vervet(&[command, &path.display().to_string()]);
+        assert!(matches!(code(&output), 2 | 3), "{command}: {}", text(&output));
+        assert!(text(&output).contains("sleepers"), "{}", text(&output));
+    }
+}
+
+#[test]
 fn a_plan_is_run_exactly_or_not_at_all() {
     let mut bench = Bench::start("1s");
     let file = bench.kill("planned", 1, "100ms");
@@ -251,7 +275,11 @@ fn a_halt_refuses_until_it_is_released() {
     let output = bench.vervet(&["halt", "--reason", "outage in the shop"]);
     assert_eq!(code(&output), 0, "{}", text(&output));
     let status = bench.vervet(&["status"]);
-    assert!(text(&status).starts_with("No chaos") && text(&status).contains("outage in the shop"), "{}", text(&status));
+    assert!(
+        text(&status).starts_with("No chaos") && text(&status).contains("outage in the shop"),
+        "{}",
+        text(&status)
+    );
     let output = bench.vervet(&["run", &file]);
     assert_eq!(code(&output), 3, "{}", text(&output));
     assert!(text(&output).contains("halted"), "{}", text(&output));

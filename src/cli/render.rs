@@ -182,11 +182,8 @@ pub fn probes(probes: &[ProbeView], style: Style) -> Vec<String> {
             )
         };
         let last = probe.last_miss.as_ref().map_or(String::new(), |miss| format!(" (last: {miss})"));
-        let text = format!(
-            "probe {}: {}, {misses}{last}",
-            probe.name,
-            count(probe.attempts as usize, "try")
-        );
+        let text =
+            format!("probe {}: {}, {misses}{last}", probe.name, count(probe.attempts as usize, "try"));
         let tone = if held(probe) == Some(false) { Tone::Bad } else { Tone::Dim };
         format!("    {}", style.paint(tone, &fit(&text, style.width.saturating_sub(4))))
     };

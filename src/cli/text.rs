@@ -188,7 +188,14 @@ mod tests {
 
     #[test]
     fn durations_read_well() {
-        let cases = [(0, "0ms"), (999, "999ms"), (4_250, "4.2s"), (5_000, "5s"), (59_000, "59s"), (725_000, "12m 05s")];
+        let cases = [
+            (0, "0ms"),
+            (999, "999ms"),
+            (4_250, "4.2s"),
+            (5_000, "5s"),
+            (59_000, "59s"),
+            (725_000, "12m 05s"),
+        ];
         for (millis, text) in cases {
             assert_eq!(duration(Duration::from_millis(millis)), text);
         }

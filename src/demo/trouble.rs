@@ -11,9 +11,9 @@ use crate::{
         text::{duration, fit},
     },
     demo::{
-        acts::{Act, Show, failed, within},
         kills::unexpected,
         measure::{connect, crowd, millis},
+        show::{Act, Show, failed, within},
     },
     experiment::FaultKind,
     view::{AbortedBy, Cleanup, RunState, Verdict},
