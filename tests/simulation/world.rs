@@ -219,6 +219,7 @@ impl World {
             tally: Tally::default(),
             trace: Vec::new(),
         };
+        world.ledger.safe.set(!world.mischief.crashes);
         world.set_out();
         world
     }
@@ -608,6 +609,7 @@ impl World {
         self.runs.clear();
         self.runs_left = self.runs_left.max(1);
         self.mischief.crashes = false;
+        self.ledger.safe.set(true);
         self.set_out();
     }
 
@@ -632,7 +634,7 @@ impl World {
 
     /// Nothing is injected without a durable undo.
     fn intended(&self, fault: &FaultId) {
-        let durable = self.ledger.durable_intents().iter().any(|intent| intent.fault() == fault);
+        let durable = self.ledger.any_intent(|intent| intent.fault() == fault);
         self.promise(durable, &format!("{} is durable before it is injected", fault.0));
     }
 
@@ -646,10 +648,9 @@ impl World {
         if fresh.is_empty() {
             return;
         }
-        let intents = self.ledger.durable_intents();
         for sent in fresh {
             self.tally.signals += 1;
-            let named = intents.iter().any(|intent| match &intent.prepared.target {
+            let named = self.ledger.any_intent(|intent| match &intent.prepared.target {
                 vervet::fault::Target::Processes { processes } => {
                     processes.iter().any(|p| p.id == sent.process)
                 }
@@ -665,7 +666,7 @@ impl World {
     fn check_removal(&mut self, id: ProcessId) {
         // Which group it was of; it may be dead by now.
         let Some(index) = (0..GROUPS.len()).find(|index| {
-            self.ledger.durable_intents().iter().any(|intent| match &intent.prepared.target {
+            self.ledger.any_intent(|intent| match &intent.prepared.target {
                 vervet::fault::Target::Processes { processes } => {
                     processes.iter().any(|p| p.id == id && p.name == KINDS[*index])
                 }
