@@ -39,7 +39,7 @@ use vervet::{
 use crate::ledger::MemoryLedger;
 
 /// What the seed decided to try.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Mischief {
     /// Instances die or fall ill by themselves.
     pub deaths: bool,
@@ -51,6 +51,8 @@ pub struct Mischief {
     pub blindness: bool,
     /// The disk is full for a while.
     pub full_disk: bool,
+    /// How often a probe misses.
+    pub misses: f64,
 }
 
 /// How often each thing happened, over many lives: a simulation in which nothing happens proves nothing.
@@ -162,6 +164,7 @@ impl World {
             crashes: rng.random_bool(0.4),
             blindness: rng.random_bool(0.25),
             full_disk: rng.random_bool(0.15),
+            misses: if rng.random_bool(0.3) { 0.4 } else { 0.02 },
         };
         let host = Arc::new(SimHost::new(seed));
         let half = Some(Stock { free: 8 << 30, total: 16 << 30 });
@@ -347,9 +350,6 @@ impl World {
                 };
                 let at = self.now.max(*worker).plus(took);
                 *worker = at;
-                if let Effect::Commit(intent) = &effect {
-                    self.hands.hold(&intent.prepared);
-                }
                 self.at(at, Thing::Effect(effect));
             }
         }
@@ -462,7 +462,11 @@ impl World {
             return;
         }
         let every = probes[index].every;
-        let outcome = if self.rng.random_bool(0.02) { Err("timed out".to_owned()) } else { Ok(()) };
+        let outcome = if self.rng.random_bool(self.mischief.misses) {
+            Err("timed out".to_owned())
+        } else {
+            Ok(())
+        };
         let event = Event::Probed { run, probe: index, outcome, at: self.now };
         let took = self.draw(100, 20_000);
         self.after_us(took, Thing::Event(event));
