@@ -219,9 +219,13 @@ impl Stage {
         report["events"].as_array().expect("events").clone()
     }
 
+    /// How many faults are active by the agent's own account.
+    pub fn active(&self) -> usize {
+        self.get("/v1/faults")["faults"].as_array().expect("faults").len()
+    }
+
     pub fn group_now(&self, name: &str) -> Value {
-        let groups = self.get("/v1/groups");
-        let groups = groups.get("groups").unwrap_or(&groups).as_array().expect("groups").clone();
+        let groups = self.get("/v1/groups")["groups"].as_array().expect("groups").clone();
         groups.into_iter().find(|group| group["name"] == name).expect("the group")
     }
 

@@ -8,4 +8,7 @@ mod harness;
 mod http;
 mod worker;
 
+mod crash;
 mod floor;
+mod neighbours;
+mod trouble;
