@@ -10,5 +10,9 @@ mod worker;
 
 mod crash;
 mod floor;
+mod journal;
 mod neighbours;
+mod policy;
+mod repeat;
 mod trouble;
+mod way_out;
