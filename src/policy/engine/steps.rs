@@ -1,6 +1,6 @@
 //! A step's way through its phases, from its stage's beginning to its fault undone.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use serde_json::json;
 use uuid::Uuid;
@@ -124,6 +124,8 @@ impl Engine {
                     anonymous: touch.extra,
                     made_at: now.mono,
                     in_force: true,
+                    lethal: matches!(hit.target, Target::Processes { .. }),
+                    going: [].into(),
                 });
             }
         }
@@ -238,8 +240,9 @@ impl Engine {
             }
             return;
         }
-        out.push(Effect::Close { fault: state.fault.clone(), outcome: Outcome::NeverInjected });
-        self.skip(id, step);
+        // It will not be injected. Its undo counted as open meanwhile, so that of a fault beside it
+        // may have left a shared object to this one: undo it all the same.
+        self.revert_step(id, step, now, out);
         match result {
             Ok(()) => match holds {
                 Ok(()) => self.advance(id, now, out),
@@ -432,15 +435,26 @@ impl Engine {
         let Some(run) = self.runs.get_mut(&id) else { return };
         let late = !run.is_active();
         let state = &mut run.steps[step];
-        let real = state.prepared.is_some();
+        let (real, injected) = (state.prepared.is_some(), state.injected_at.is_some());
+        let fault = state.fault.clone();
+        if real && !injected {
+            self.skip(id, step);
+            out.push(Effect::Close { fault, outcome: Outcome::NeverInjected });
+            return if late { self.save_again(id, now, out) } else { self.advance(id, now, out) };
+        }
         state.phase = StepPhase::Done;
         state.undone_at = Some(now.wall);
         run.dirty = true;
         if real {
-            out.push(Effect::Close { fault: run.steps[step].fault.clone(), outcome: Outcome::Reverted });
+            out.push(Effect::Close { fault, outcome: Outcome::Reverted });
         }
+        let told_to_end = match &run.experiment.steps[step].fault {
+            FaultSpec::Kill(kill) => kill.signal.asks_to_end() || kill.then.is_some(),
+            _ => false,
+        };
+        let going = if told_to_end { run.steps[step].alive.clone() } else { BTreeSet::new() };
         for group in self.groups.values_mut() {
-            group.settle_charge(id, step);
+            group.settle_charge(id, step, &going);
         }
         self.log(id, Some(step), "undone", "over, and undone".to_owned(), json!({}), now, out);
         if late {
