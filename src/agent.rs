@@ -40,7 +40,7 @@ use crate::{
 };
 
 /// How long a shutdown waits for reverts that keep failing, at most. A second signal shortens it.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 
 /// Reads a policy file.
 ///

@@ -306,8 +306,9 @@ impl Group {
     pub fn certain(&self) -> Option<u32> {
         let reading = self.reading.as_ref()?;
         let Some(members) = &reading.members else { return Some(reading.ready) };
-        let charged =
-            |id: &ProcessId| self.charges.iter().any(|charge| charge.is_open() && charge.instances.contains(id));
+        let charged = |id: &ProcessId| {
+            self.charges.iter().any(|charge| charge.is_open() && charge.instances.contains(id))
+        };
         let going = members.iter().filter(|member| member.ready && charged(&member.process.id)).count();
         Some(reading.ready.saturating_sub(u32::try_from(going).unwrap_or(u32::MAX)))
     }
@@ -377,7 +378,8 @@ impl Group {
     fn forget(&mut self, now: Moment) {
         let Some(reading) = self.reading.as_ref() else { return };
         let settle = self.policy.settle;
-        self.charges.retain(|charge| charge.is_open() || charge.made_at > reading.taken_at.minus(settle));
+        self.charges
+            .retain(|charge| charge.is_open() || charge.made_at > reading.taken_at.minus(settle));
         let patience = settle.saturating_add(self.policy.stale_after).saturating_mul(2);
         self.dead.retain(|_, at| now < at.plus(patience));
         self.unseen_deaths.retain(|at| now < at.plus(patience));
