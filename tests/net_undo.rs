@@ -92,9 +92,11 @@ fn restoring_one_fault_leaves_its_neighbour_as_it_was() {
     let net = Arc::new(Net::new());
     let first = install(&net, &spec(&ns, "c1", listen(8080), delay_of(10)));
     let undo = Undo { restores: first.restores.clone() };
-    let second = net.plan(&spec(&ns, "c2", listen(8081), delay_of(20)), &[undo.clone()]).expect("plan");
+    let second = net
+        .plan(&spec(&ns, "c2", listen(8081), delay_of(20)), std::slice::from_ref(&undo))
+        .expect("plan");
     net.install(&second, LEASE).expect("install");
-    let _renewing = renewing(&net, &second);
+    let in_use = renewing(&net, &second);
     let shared = |plan: &NetPlan| -> Vec<Restore> {
         plan.restores.iter().filter(|item| item.is_shared()).cloned().collect()
     };
@@ -108,7 +110,7 @@ fn restoring_one_fault_leaves_its_neighbour_as_it_was() {
     assert!(ms(ns.round_trip("127.0.0.1:8080")) < 2.0);
     assert!((20.0..23.0).contains(&ms(ns.round_trip("127.0.0.1:8081"))));
     assert!(net.counters(&second).expect("counters").in_place);
-    drop(_renewing);
+    drop(in_use);
     restore(&net, &second);
     assert_eq!(before, ns.state());
 }
@@ -227,7 +229,7 @@ fn marks_run_out_with_a_word_and_come_back() {
     let Some(ns) = Ns::new("marks_run_out_with_a_word_and_come_back") else { return };
     let net = Net::new();
     let mut open = Vec::new();
-    let mut specify = |id: &str| {
+    let specify = |id: &str| {
         let mut spec = spec(&ns, id, listen(8080), delay_of(10));
         spec.mark_mask = 0x30;
         spec
@@ -256,7 +258,7 @@ fn a_thousand_tables_go_at_once() {
         let plan =
             net.plan(&spec(&ns, &id, traffic, cap_of(Some(1), Excess::Reset)), &[]).expect("plan");
         let start = Instant::now();
-        net.install(&plan, Duration::from_secs(60)).expect("install");
+        net.install(&plan, Duration::from_mins(1)).expect("install");
         slowest = slowest.max(start.elapsed());
         items.extend(plan.restores);
     }
