@@ -43,7 +43,7 @@ use crate::{
 };
 
 /// How long a shutdown waits for reverts that keep failing, at most. A second signal shortens it.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 
 /// Between attempts to revert what a former agent left and recovery could not.
 const RECOVERY_RETRY: Duration = Duration::from_secs(5);
