@@ -323,7 +323,9 @@ impl World {
                 let _ = self.ledger.append_events(&[event]);
             }
             Effect::Save(run) => {
-                self.finished(&run);
+                if run.verdict.is_some() {
+                    self.finished(&run);
+                }
                 let _ = self.ledger.save_run(&run);
             }
             Effect::StartProbes { run, probes } => {
