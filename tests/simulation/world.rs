@@ -39,8 +39,7 @@ use vervet::{
 use crate::ledger::MemoryLedger;
 
 /// What the seed decided to try.
-#[expect(clippy::struct_excessive_bools, reason = "five independent switches")]
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Mischief {
     /// Instances die or fall ill by themselves.
     pub deaths: bool,
@@ -52,6 +51,8 @@ pub struct Mischief {
     pub blindness: bool,
     /// The disk is full for a while.
     pub full_disk: bool,
+    /// How often a probe misses.
+    pub misses: f64,
 }
 
 /// How often each thing happened, over many lives: a simulation in which nothing happens proves nothing.
@@ -65,7 +66,6 @@ pub struct Tally {
     pub reasons: BTreeMap<String, u64>,
 }
 
-#[expect(clippy::large_enum_variant, reason = "a few dozen are in the queue at a time")]
 enum Thing {
     /// For the engine.
     Event(Event),
@@ -164,6 +164,7 @@ impl World {
             crashes: rng.random_bool(0.4),
             blindness: rng.random_bool(0.25),
             full_disk: rng.random_bool(0.15),
+            misses: if rng.random_bool(0.3) { 0.4 } else { 0.02 },
         };
         let host = Arc::new(SimHost::new(seed));
         let half = Some(Stock { free: 8 << 30, total: 16 << 30 });
@@ -188,7 +189,7 @@ impl World {
         host.advance(BEGIN.plus(Duration::from_secs(10)));
         let now = BEGIN.plus(Duration::from_secs(10));
         let policy = Arc::new(policy(&mut rng));
-        let engine = Engine::new(policy.clone(), facts(&host), None);
+        let engine = Engine::new(policy.clone(), facts(&*host), None);
         let runs_left = rng.random_range(1..4);
         let mut world = Self {
             seed,
@@ -218,6 +219,7 @@ impl World {
             tally: Tally::default(),
             trace: Vec::new(),
         };
+        world.ledger.safe.set(!world.mischief.crashes);
         world.set_out();
         world
     }
@@ -254,7 +256,7 @@ impl World {
 
     /// Lives this life to its end. Panics where a promise is broken.
     pub fn live(&mut self) {
-        let give_up = self.now.plus(Duration::from_mins(5));
+        let give_up = self.now.plus(Duration::from_secs(300));
         let mut events = 0_u32;
         while let Some(entry) = self.queue.pop() {
             self.now = self.now.max(entry.at);
@@ -333,7 +335,7 @@ impl World {
             Effect::StopProbes { run } => drop(self.probes.remove(&run)),
             Effect::WatchExits(processes) => self.watched.extend(processes),
             Effect::PersistHalt { reason } => {
-                self.promise(false, &format!("the self-test holds: {reason}"));
+                self.promise(false, &format!("the self-test holds: {reason}"))
             }
             Effect::Planned { .. } => {}
             effect => {
@@ -349,9 +351,6 @@ impl World {
                 };
                 let at = self.now.max(*worker).plus(took);
                 *worker = at;
-                if let Effect::Commit(intent) = &effect {
-                    self.hands.hold(&intent.prepared);
-                }
                 self.at(at, Thing::Effect(effect));
             }
         }
@@ -464,7 +463,11 @@ impl World {
             return;
         }
         let every = probes[index].every;
-        let outcome = if self.rng.random_bool(0.02) { Err("timed out".to_owned()) } else { Ok(()) };
+        let outcome = if self.rng.random_bool(self.mischief.misses) {
+            Err("timed out".to_owned())
+        } else {
+            Ok(())
+        };
         let event = Event::Probed { run, probe: index, outcome, at: self.now };
         let took = self.draw(100, 20_000);
         self.after_us(took, Thing::Event(event));
@@ -588,7 +591,7 @@ impl World {
         self.promise(recovered.stuck.is_empty(), "recovery on a host that obeys leaves nothing stuck");
         self.same_as_before("after recovery");
         self.hands = Hands::new(self.host.clone());
-        self.engine = Engine::new(self.policy.clone(), facts(&self.host), None);
+        self.engine = Engine::new(self.policy.clone(), facts(&*self.host), None);
         let now = self.clock();
         let longest = self.policy.groups.iter().map(|group| group.removal.every).max().unwrap();
         let since = now.wall.checked_sub(longest).unwrap();
@@ -606,6 +609,7 @@ impl World {
         self.runs.clear();
         self.runs_left = self.runs_left.max(1);
         self.mischief.crashes = false;
+        self.ledger.safe.set(true);
         self.set_out();
     }
 
@@ -630,7 +634,7 @@ impl World {
 
     /// Nothing is injected without a durable undo.
     fn intended(&self, fault: &FaultId) {
-        let durable = self.ledger.durable_intents().iter().any(|intent| intent.fault() == fault);
+        let durable = self.ledger.any_intent(|intent| intent.fault() == fault);
         self.promise(durable, &format!("{} is durable before it is injected", fault.0));
     }
 
@@ -644,10 +648,9 @@ impl World {
         if fresh.is_empty() {
             return;
         }
-        let intents = self.ledger.durable_intents();
         for sent in fresh {
             self.tally.signals += 1;
-            let named = intents.iter().any(|intent| match &intent.prepared.target {
+            let named = self.ledger.any_intent(|intent| match &intent.prepared.target {
                 vervet::fault::Target::Processes { processes } => {
                     processes.iter().any(|p| p.id == sent.process)
                 }
@@ -663,7 +666,7 @@ impl World {
     fn check_removal(&mut self, id: ProcessId) {
         // Which group it was of; it may be dead by now.
         let Some(index) = (0..GROUPS.len()).find(|index| {
-            self.ledger.durable_intents().iter().any(|intent| match &intent.prepared.target {
+            self.ledger.any_intent(|intent| match &intent.prepared.target {
                 vervet::fault::Target::Processes { processes } => {
                     processes.iter().any(|p| p.id == id && p.name == KINDS[*index])
                 }
@@ -719,7 +722,7 @@ impl World {
         self.host.heal();
         *self.ledger.full.borrow_mut() = false;
         self.tell(Event::Shutdown);
-        let limit = self.now.plus(Duration::from_mins(1));
+        let limit = self.now.plus(Duration::from_secs(60));
         while !self.engine.is_idle() || self.engine.stuck() > 0 {
             let Some(entry) = self.queue.pop() else { break };
             self.now = self.now.max(entry.at);

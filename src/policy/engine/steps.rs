@@ -194,8 +194,9 @@ impl Engine {
             }
         };
         if run.stop.is_some() {
-            self.skip(id, step);
-            return self.advance(id, now, out);
+            // Since it was prepared, what it shares with others may have been left to it.
+            run.steps[step].prepared = Some(prepared);
+            return self.revert_step(id, step, now, out);
         }
         let deadline = now.mono.plus(time_in_force(run.spec(step)));
         let state = &mut run.steps[step];
@@ -240,22 +241,21 @@ impl Engine {
             }
             return;
         }
-        // It will not be injected. Its undo counted as open meanwhile, so that of a fault beside it
-        // may have left a shared object to this one: undo it all the same.
-        self.revert_step(id, step, now, out);
-        match result {
-            Ok(()) => match holds {
-                Ok(()) => self.advance(id, now, out),
-                Err(why) => self.limiter_stop(id, why, now, out),
-            },
-            Err(NotDurable::Journal(error)) => {
+        // The reason first: a run that has one does not go on, whatever ends meanwhile.
+        match (result, holds) {
+            (Ok(()), Ok(())) => {}
+            (Ok(()), Err(why)) => self.limiter_stop(id, why, now, out),
+            (Err(NotDurable::Journal(error)), _) => {
                 self.journal = Some(error.clone());
                 self.limiter_stop(id, Reason::JournalUnavailable { error }, now, out);
             }
-            Err(NotDurable::Warden(error)) => {
+            (Err(NotDurable::Warden(error)), _) => {
                 self.limiter_stop(id, Reason::WardenUnavailable { error }, now, out);
             }
         }
+        // It will not be injected. Its undo counted as open meanwhile, so that of a fault beside it
+        // may have left a shared object to this one: undo it all the same.
+        self.revert_step(id, step, now, out);
     }
 
     pub(super) fn on_injected(
@@ -300,9 +300,9 @@ impl Engine {
                 state.errors.push(error.clone());
                 let name = run.spec(step).name.clone();
                 self.log(id, Some(step), "injection_failed", error.clone(), json!({}), now, out);
-                self.revert_step(id, step, now, out);
                 let why = Reason::InjectionFailed { step: name, error };
                 self.stop(id, Stop { verdict: Verdict::Inconclusive, by: None, why }, now, out);
+                self.revert_step(id, step, now, out);
             }
         }
     }
