@@ -254,7 +254,7 @@ impl Writer {
             match warden.check() {
                 Ok(overdue) if overdue.is_empty() => {}
                 Ok(overdue) => {
-                    tracing::error!(?overdue, "the warden had to revert what the agent was late with")
+                    tracing::error!(?overdue, "the warden had to revert what the agent was late with");
                 }
                 Err(error) => tracing::error!(%error, "there is no warden"),
             }
