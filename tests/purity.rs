@@ -57,7 +57,7 @@ const MAY_EXEC: [(&str, &str); 6] = [
     ("src/warden/client.rs", "the agent's second process: itself, before anything is injected"),
     ("src/demo/reaper.rs", "spawns what the rest of the demo hands it, to reap it"),
     ("src/demo/sandbox.rs", "the demo plays in processes of its own"),
-    ("src/demo/acts.rs", "the play starts the agent, as a user would"),
+    ("src/demo/show.rs", "the play starts the agent, as a user would"),
     ("src/demo/supervisor.rs", "the demo's service is four processes"),
 ];
 

@@ -15,7 +15,7 @@ use crate::{
     units::show_duration,
 };
 
-/// The document of an experiment, as JSON that [`super::experiment`] accepts.
+/// The document of an experiment, as JSON that [`super::experiment()`] accepts.
 #[must_use]
 pub fn to_json(experiment: &Experiment) -> Value {
     let mut keys = Map::new();
