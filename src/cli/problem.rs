@@ -41,6 +41,8 @@ impl Problem {
     #[must_use]
     pub fn exit(&self) -> Exit {
         match self.status {
+            // The agent answers, and would not begin.
+            503 if self.reason.as_deref() == Some("journal_unavailable") => Exit::Refused,
             401 | 403 | 502..=504 => Exit::Unreachable,
             // The document was fine and the host would not: nothing was touched.
             409 if self.reason.as_deref() != Some("idempotency_key_reused") => Exit::Refused,
