@@ -112,7 +112,13 @@ fn a_journal_of_garbage_is_kept_and_nothing_begins() {
         assert_refused(stage);
         let host = stage.get("/v1/host");
         assert!(host["problems"].to_string().contains("journal_unavailable"), "{host:#}");
-        assert_eq!(stage.cli(&["status"]).status.code(), Some(0));
+        let output = stage.cli(&["status"]);
+        let words = String::from_utf8_lossy(&output.stdout);
+        assert_eq!(output.status.code(), Some(0), "{output:?}");
+        assert!(words.contains("shop") && words.contains("journal"), "{words}");
+        let file = stage.write("one.toml", &experiment("\"shop\"", &kill_step("shop", 1)));
+        let output = stage.cli(&["run", file.to_str().expect("UTF-8")]);
+        assert_eq!(output.status.code(), Some(3), "{output:?}");
         assert_eq!(stage.call("GET", "/readyz", "").status, 503);
         let halt = stage.call("PUT", "/v1/halt", "{\"reason\": \"a look\"}").expect(200);
         assert_eq!(halt["durable"], true, "{halt:#}");
