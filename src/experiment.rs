@@ -450,6 +450,14 @@ impl Signal {
         usize::try_from(self.0).ok().and_then(|at| SIGNAL_NAMES.get(at)).copied().unwrap_or("SIG?")
     }
 
+    /// Whoever gets it is expected to end, at once or after tidying up; the others may just as well
+    /// mean something to a process that lives on (reload, rotate the logs).
+    #[must_use]
+    pub fn asks_to_end(self) -> bool {
+        // INT, QUIT, ILL, TRAP, ABRT, BUS, FPE, KILL, SEGV, TERM, STKFLT, XCPU, XFSZ, SYS
+        matches!(self.0, 2..=9 | 11 | 15 | 16 | 24 | 25 | 31)
+    }
+
     /// Leaves the process stopped, which nothing of a `kill` would undo.
     #[must_use]
     pub fn stops(self) -> bool {

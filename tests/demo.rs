@@ -145,13 +145,15 @@ fn processes_of(program: &Path) -> Vec<String> {
         .collect()
 }
 
-/// Names of links and mounts; other tests make and remove links of their own.
-fn seen_of_the_host() -> (Vec<String>, usize) {
+/// Links and places of mounts, less the network namespaces that other tests make and remove.
+fn seen_of_the_host() -> (Vec<String>, Vec<String>) {
     let text = fs::read_to_string("/proc/net/dev").expect("links");
     let links =
         text.lines().filter_map(|line| line.split_once(':')).map(|(name, _)| name.trim().to_owned());
     let links = links.filter(|name| !name.starts_with("vvtest")).collect();
-    (links, fs::read_to_string("/proc/self/mountinfo").expect("mounts").lines().count())
+    let text = fs::read_to_string("/proc/self/mountinfo").expect("mounts");
+    let mounts = text.lines().filter_map(|line| line.split(' ').nth(4)).map(str::to_owned);
+    (links, mounts.filter(|place| !place.starts_with("/run/netns")).collect())
 }
 
 fn copy_for_everybody(dir: &Path) -> std::path::PathBuf {

@@ -255,3 +255,11 @@ fn an_intent_that_makes_no_sense_hides_no_other() {
     assert_eq!(open.intents, [b]);
     assert_eq!(open.unreadable[0].fault, *a.fault());
 }
+
+#[test]
+fn it_can_be_given_to_a_thread_of_its_own() {
+    fn goes<T: Send>() {}
+    fn is_shared<T: Send + Sync>() {}
+    goes::<Journal>();
+    is_shared::<vervet::journal::Reader>();
+}

@@ -22,6 +22,13 @@ fn cap(
     NetAction::Cap { max, per_source, new_per_second, excess: Excess::Reset, existing }
 }
 
+/// Each connection works.
+fn speak(streams: &mut [std::net::TcpStream]) {
+    for stream in streams {
+        ping(stream);
+    }
+}
+
 #[test]
 fn exactly_so_many_connections_are_let_in() {
     let Some(ns) = Ns::new("exactly_so_many_connections_are_let_in") else { return };
@@ -37,7 +44,7 @@ fn exactly_so_many_connections_are_let_in() {
     open.extend(more);
     assert_eq!((open.len(), errors.len()), (5, 10));
     assert!(errors.iter().all(|error| *error == ErrorKind::ConnectionRefused), "{errors:?}");
-    open.iter_mut().for_each(|stream| drop(ping(stream)));
+    speak(&mut open);
     assert!(ns.attempt("127.0.0.1:8081", 8).1.is_empty(), "another port has no cap");
     let counters = net.counters(&plan).expect("counters");
     assert!(counters.in_place);
@@ -51,7 +58,7 @@ fn exactly_so_many_connections_are_let_in() {
     assert_eq!(ns.attempt("127.0.0.1:8080", 5).1.len(), 5);
     restore(&net, &plan);
     ns.connect("127.0.0.1:8080").expect("no cap any more");
-    open.iter_mut().for_each(|stream| drop(ping(stream)));
+    speak(&mut open);
     assert_eq!(before, ns.state());
 }
 
@@ -68,7 +75,7 @@ fn a_crowd_at_once_does_not_pass_the_cap() {
     });
     let open: usize = crowd.iter().map(|(open, _)| open.len()).sum();
     let refused: usize = crowd.iter().map(|(_, errors)| errors.len()).sum();
-    assert!(open <= 7 && open >= 5 && open + refused == 100, "{open} open, {refused} refused");
+    assert!((5..=7).contains(&open) && open + refused == 100, "{open} open, {refused} refused");
     // Refused attempts fill places for an instant; then exactly seven are open.
     let (more, _) = left.attempt("10.99.0.2:8080", 20);
     assert_eq!(open + more.len(), 7);
@@ -138,15 +145,15 @@ fn open_connections_are_kept_and_counted_when_they_speak() {
     };
     right.echo(8080);
     let mut old: Vec<_> = (0..3).map(|_| left.connect("10.99.0.2:8080").expect("connect")).collect();
-    old.iter_mut().for_each(|stream| drop(ping(stream)));
+    speak(&mut old);
     let net = Net::new();
     let plan = install(&net, &spec(&right, "c7", listen(8080), cap_of(Some(5), Excess::Reset)));
     for _ in 0..20 {
-        old.iter_mut().for_each(|stream| drop(ping(stream)));
+        speak(&mut old);
     }
     let (open, errors) = left.attempt("10.99.0.2:8080", 6);
     assert_eq!((open.len(), errors.len()), (2, 4));
-    old.iter_mut().for_each(|stream| drop(ping(stream)));
+    speak(&mut old);
     assert_eq!(net.counters(&plan).expect("counters").closed, 0);
     restore(&net, &plan);
 }
@@ -162,7 +169,8 @@ fn open_connections_are_closed_on_request_and_no_others() {
     let connect = |address: &str| left.connect(address).expect("connect");
     let mut doomed = [connect("10.99.0.2:8080"), connect("[fd99::2]:8080"), connect("10.99.0.2:8080")];
     let mut spared = [connect("10.99.0.2:8081"), connect("10.99.0.2:7667")];
-    doomed.iter_mut().chain(&mut spared).for_each(|stream| drop(ping(stream)));
+    speak(&mut doomed);
+    speak(&mut spared);
     let net = Net::new();
     let action = cap(Some(1), None, None, Existing::Close);
     let plan = install(&net, &spec(&right, "c8", listen(8080), action));
@@ -170,7 +178,7 @@ fn open_connections_are_closed_on_request_and_no_others() {
         let result = stream.read(&mut [0]);
         assert!(result.is_err_and(|error| error.kind() == ErrorKind::ConnectionReset));
     }
-    spared.iter_mut().for_each(|stream| drop(ping(stream)));
+    speak(&mut spared);
     assert_eq!(net.counters(&plan).expect("counters").closed, 3);
     assert_eq!(left.attempt("10.99.0.2:8080", 3).0.len(), 1);
     restore(&net, &plan);

@@ -37,6 +37,18 @@ fn a_port_is_slow_over_both_families_and_its_neighbour_is_not() {
 }
 
 #[test]
+fn a_delay_device_says_nothing_of_its_own() {
+    let Some((left, _right)) = pair("a_delay_device_says_nothing_of_its_own") else { return };
+    let net = Net::new();
+    let plan = install(&net, &spec(&left, "a3", listen(9), delay_of(1)));
+    // As long as a new device's neighbour and router solicitations would take to come.
+    std::thread::sleep(Duration::from_millis(1500));
+    let counters = net.counters(&plan).expect("counters");
+    assert!(counters.in_place && counters.affected == 0, "{counters:?}");
+    restore(&net, &plan);
+}
+
+#[test]
 fn what_is_installed_is_what_nft_and_tc_show() {
     let Some(ns) = Ns::new("what_is_installed_is_what_nft_and_tc_show") else { return };
     let net = Net::new();

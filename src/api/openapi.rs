@@ -37,6 +37,7 @@ pub struct Document;
 pub fn complete(document: &utoipa::openapi::OpenApi) -> Value {
     // Made of maps with string keys, which always serialize.
     let mut value = serde_json::to_value(document).unwrap_or_default();
+    say_how_large(&mut value);
     value["components"]["securitySchemes"] = json!({
         "token": {
             "type": "http",
@@ -44,11 +45,13 @@ pub fn complete(document: &utoipa::openapi::OpenApi) -> Value {
             "description": "Over TCP, always. On the Unix socket the kernel says who is calling.",
         },
     });
-    value["components"]["schemas"]["Experiment"] = experiment_schema();
+    if let Some(schemas) = value["components"]["schemas"].as_object_mut() {
+        schemas.extend(document_schemas());
+    }
     value["paths"]["/openapi.json"]["get"] = json!({
         "tags": ["agent"],
         "summary": "This document.",
-        "operationId": "openapi",
+        "operationId": "get_openapi",
         "responses": { "200": {
             "description": "OpenAPI 3.1",
             "content": { "application/json": { "schema": { "type": "object" } } },
@@ -59,6 +62,22 @@ pub fn complete(document: &utoipa::openapi::OpenApi) -> Value {
         finish(operation, rule);
     }
     value
+}
+
+/// utoipa knows of signed integers only, and a format says less than a maximum does.
+fn say_how_large(value: &mut Value) {
+    if value["minimum"] == 0 {
+        match value["format"].as_str() {
+            Some("int32") => (value["format"], value["maximum"]) = (json!("uint32"), json!(u32::MAX)),
+            Some("int64") => (value["format"], value["maximum"]) = (json!("uint64"), json!(u64::MAX)),
+            _ => {}
+        }
+    }
+    match value {
+        Value::Object(fields) => fields.values_mut().for_each(say_how_large),
+        Value::Array(items) => items.iter_mut().for_each(say_how_large),
+        _ => {}
+    }
 }
 
 fn finish(operation: &mut Value, rule: &Rule) {
@@ -152,14 +171,10 @@ fn start_body(is_run: bool) -> Value {
     })
 }
 
-/// The shape of an experiment; what its values must be is said by the errors.
-fn experiment_schema() -> Value {
-    include_json(include_str!("experiment.schema.json"))
-}
-
-fn include_json(text: &str) -> Value {
+/// The shape of experiments. What their values must be beyond that is said by the errors.
+fn document_schemas() -> Map<String, Value> {
     // A constant; a test reads it.
-    serde_json::from_str(text).unwrap_or_default()
+    serde_json::from_str(include_str!("documents.schema.json")).unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -167,7 +182,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_experiment_schema_is_json() {
-        assert_eq!(experiment_schema()["type"], "object");
+    fn the_schemas_of_documents_are_there() {
+        let schemas = document_schemas();
+        assert_eq!(schemas["Experiment"]["type"], "object");
+        for kind in crate::experiment::FaultKind::ALL {
+            let step = schemas.values().find(|s| s["properties"]["fault"]["const"] == kind.as_str());
+            assert!(step.is_some(), "{kind}");
+        }
     }
 }

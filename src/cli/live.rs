@@ -58,24 +58,26 @@ impl Screen {
     /// Replaces what was drawn before. At most `height` lines, the last ones winning.
     pub fn draw(&mut self, ui: &Ui, lines: &[String], height: usize) {
         let from = lines.len().saturating_sub(height.max(1));
-        let mut text = self.erase();
+        // Line by line over the old picture, then what is left of it: nothing flickers.
+        let mut text = self.home();
         for line in &lines[from..] {
             text.push_str(line);
-            text.push('\n');
+            text.push_str("\u{1b}[K\n");
         }
+        text.push_str("\u{1b}[J");
         self.drawn = lines.len() - from;
         ui.draw(&text);
     }
 
     /// Takes the progress away, so that what follows stands in its place.
     pub fn clear(&mut self, ui: &Ui) {
-        let text = self.erase();
+        let text = self.home() + "\u{1b}[J";
         self.drawn = 0;
         ui.draw(&text);
     }
 
-    /// Cursor up to the first line drawn, and everything below erased (ECMA-48: CUU, ED).
-    fn erase(&self) -> String {
-        if self.drawn == 0 { String::new() } else { format!("\u{1b}[{}A\r\u{1b}[J", self.drawn) }
+    /// Cursor to the first line drawn (ECMA-48: CUU; EL and ED erase).
+    fn home(&self) -> String {
+        if self.drawn == 0 { String::new() } else { format!("\u{1b}[{}A\r", self.drawn) }
     }
 }

@@ -18,6 +18,7 @@ pub mod follow;
 pub mod lever;
 pub mod live;
 pub mod pages;
+pub mod place;
 pub mod plan;
 pub mod problem;
 pub mod recover;

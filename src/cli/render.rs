@@ -182,11 +182,8 @@ pub fn probes(probes: &[ProbeView], style: Style) -> Vec<String> {
             )
         };
         let last = probe.last_miss.as_ref().map_or(String::new(), |miss| format!(" (last: {miss})"));
-        let text = format!(
-            "probe {}: {}, {misses}{last}",
-            probe.name,
-            count(probe.attempts as usize, "try").replace("trys", "tries")
-        );
+        let text =
+            format!("probe {}: {}, {misses}{last}", probe.name, count(probe.attempts as usize, "try"));
         let tone = if held(probe) == Some(false) { Tone::Bad } else { Tone::Dim };
         format!("    {}", style.paint(tone, &fit(&text, style.width.saturating_sub(4))))
     };
@@ -263,7 +260,9 @@ fn aborted_by(by: AbortedBy) -> &'static str {
 }
 
 fn effects(run: &RunView) -> Vec<(&'static str, String, Tone)> {
-    let begun: Vec<&StepView> = run.steps.iter().filter(|step| step.injected_at.is_some()).collect();
+    // After a crash only the undoing of a step may be on record.
+    let begun = |step: &&StepView| step.injected_at.is_some() || step.undone_at.is_some();
+    let begun: Vec<&StepView> = run.steps.iter().filter(begun).collect();
     if begun.is_empty() {
         return vec![("effect", "none: nothing was injected".to_owned(), Tone::Dim)];
     }

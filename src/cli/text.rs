@@ -123,8 +123,8 @@ pub fn duration(time: Duration) -> String {
     let (seconds, millis) = (time.as_secs(), time.as_millis());
     match seconds {
         0 => format!("{millis}ms"),
-        1..10 => format!("{seconds}.{}s", time.subsec_millis() / 100),
-        10..60 => format!("{seconds}s"),
+        1..10 if time.subsec_millis() >= 100 => format!("{seconds}.{}s", time.subsec_millis() / 100),
+        1..60 => format!("{seconds}s"),
         60..3600 => format!("{}m {:02}s", seconds / 60, seconds % 60),
         3600..86_400 => format!("{}h {:02}m", seconds / 3600, seconds / 60 % 60),
         _ => format!("{}d {:02}h", seconds / 86_400, seconds / 3600 % 24),
@@ -144,11 +144,14 @@ pub fn between(earlier: Timestamp, later: Timestamp) -> Duration {
     Duration::try_from(later.duration_since(earlier)).unwrap_or_default()
 }
 
-/// `3 faults`, `1 fault`
+/// `3 faults`, `1 fault`, `2 tries`
 #[must_use]
 pub fn count(number: usize, noun: &str) -> String {
-    let plural = if number == 1 { "" } else { "s" };
-    format!("{number} {noun}{plural}")
+    match (number, noun.strip_suffix('y')) {
+        (1, _) => format!("1 {noun}"),
+        (_, Some(stem)) => format!("{number} {stem}ies"),
+        (_, None) => format!("{number} {noun}s"),
+    }
 }
 
 #[cfg(test)]
@@ -185,7 +188,14 @@ mod tests {
 
     #[test]
     fn durations_read_well() {
-        let cases = [(0, "0ms"), (999, "999ms"), (4_250, "4.2s"), (59_000, "59s"), (725_000, "12m 05s")];
+        let cases = [
+            (0, "0ms"),
+            (999, "999ms"),
+            (4_250, "4.2s"),
+            (5_000, "5s"),
+            (59_000, "59s"),
+            (725_000, "12m 05s"),
+        ];
         for (millis, text) in cases {
             assert_eq!(duration(Duration::from_millis(millis)), text);
         }

@@ -3,9 +3,9 @@
 use crate::{
     cli::Failure,
     demo::{
-        acts::{Act, Show, failed},
         kills::unexpected,
         measure::{connect, crowd},
+        show::{Act, Show, failed},
     },
     experiment::FaultKind,
     view::Verdict,

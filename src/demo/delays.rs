@@ -5,9 +5,9 @@ use std::time::Duration;
 use crate::{
     cli::Failure,
     demo::{
-        acts::{Act, Show},
         kills::unexpected,
         measure::{median_connect, millis},
+        show::{Act, Show},
     },
     experiment::FaultKind,
     view::Verdict,
@@ -37,7 +37,7 @@ pub async fn latency(show: &mut Show) -> Result<Act, Failure> {
     let following = show.follow(run);
     let in_force = show.in_force(id).await;
     let during = if in_force.is_ok() { median_connect(TRIES).await } else { None };
-    let run = following.await.map_err(|error| crate::demo::acts::failed("follow the run", &error))??;
+    let run = following.await.map_err(|error| crate::demo::show::failed("follow the run", &error))??;
     let after = median_connect(TRIES).await;
     show.verdict(&run);
     let (Some(before), Some(during), Some(after)) = (before, during, after) else {

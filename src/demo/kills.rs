@@ -8,8 +8,8 @@ use crate::{
         text::{between, duration},
     },
     demo::{
-        acts::{Act, Show, document},
         documents::removal_every,
+        show::{Act, Show, document},
     },
     view::{Cleanup, DecisionView, RunView, Verdict},
 };

@@ -22,6 +22,7 @@ mod narrator;
 mod reaper;
 mod sandbox;
 mod service;
+mod show;
 mod snapshot;
 mod stage;
 mod supervisor;

@@ -19,7 +19,7 @@ pub fn inject(host: &dyn Host, processes: &[Candidate], signal: Signal) -> Resul
 }
 
 /// Proven when vervet's signal reached at least one target, and each that it reached is gone or,
-/// for a signal that its own handler catches, was sent it.
+/// for a signal that does not ask it to end, has a handler that caught it.
 ///
 /// # Errors
 /// When the process table cannot be read.
@@ -35,7 +35,11 @@ pub fn measure(
         match (delivery, host.state(process.id)?) {
             (Some((_, Delivery::Gone)) | None, ProcessState::Gone) => early += 1,
             (Some((_, Delivery::Sent { .. })), ProcessState::Gone) => gone += 1,
-            (Some((_, Delivery::Sent { caught: true })), _) if kill.then.is_none() => caught += 1,
+            (Some((_, Delivery::Sent { caught: true })), _)
+                if kill.then.is_none() && !kill.signal.asks_to_end() =>
+            {
+                caught += 1;
+            }
             _ => unmoved += 1,
         }
     }

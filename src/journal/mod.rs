@@ -4,7 +4,7 @@
 //! thread of it. Two kinds of writes:
 //!
 //! - **Synced** (an intent, its outcome, the end of a run): returns when the disk has it. Costs one
-//!   fdatasync of the write-ahead log.
+//!   fsync of the write-ahead log, and nothing else that waits for a disk.
 //! - **Ordered** (the beginning of a run, its events): in the log at once, so the death of the agent
 //!   cannot lose it; on the disk with the next synced write, so the death of the machine loses it
 //!   only together with everything after it. What has touched nothing need not wait for a disk.

@@ -41,11 +41,21 @@ pub struct Charge {
     /// Charged beyond those.
     pub anonymous: u32,
     pub made_at: Moment,
-    /// Not undone yet. An irreversible fault is never in force: readings show what it did.
+    /// Its step is not over yet.
     pub in_force: bool,
+    /// The instances are to die of it: their deaths are vervet's.
+    pub lethal: bool,
+    /// Instances that were told to end and have not yet, though the step is over.
+    pub going: BTreeSet<ProcessId>,
 }
 
 impl Charge {
+    /// Something of it is still to happen, or to be undone.
+    #[must_use]
+    pub fn is_open(&self) -> bool {
+        self.in_force || !self.going.is_empty()
+    }
+
     /// Instances charged in total.
     #[must_use]
     pub fn count(&self) -> u32 {
@@ -62,7 +72,7 @@ pub struct Group {
     /// Why the last look failed, since it failed.
     failure: Option<String>,
     charges: Vec<Charge>,
-    /// Charged instances that may still show up as lost in a reading.
+    /// Instances that vervet sent to death, and that may still show up as lost.
     remembered: BTreeSet<ProcessId>,
     /// Deaths noticed at once. A look that began before one may still count the dead.
     dead: BTreeMap<ProcessId, Moment>,
@@ -139,13 +149,15 @@ impl Group {
     fn unseen(&self, charge: &Charge, reading: &Reading) -> u32 {
         let too_new = charge.made_at > reading.taken_at.minus(self.policy.settle);
         let anonymous = if too_new || charge.in_force { charge.anonymous } else { 0 };
+        let still = |id: &ProcessId| too_new || charge.in_force || charge.going.contains(id);
         let instances = match &reading.members {
-            Some(members) if too_new || charge.in_force => members
+            Some(members) => members
                 .iter()
-                .filter(|member| member.ready && charge.instances.contains(&member.process.id))
+                .map(|member| (member.ready, member.process.id))
+                .filter(|(ready, id)| *ready && charge.instances.contains(id) && still(id))
                 .count(),
             None if too_new => charge.instances.len(),
-            _ => 0,
+            None => charge.going.len(),
         };
         anonymous.saturating_add(u32::try_from(instances).unwrap_or(u32::MAX))
     }
@@ -153,7 +165,9 @@ impl Group {
     /// Takes instances from the group: before they are touched, and on its budget.
     pub fn charge(&mut self, charge: Charge) {
         self.ledger.record(charge.made_at, charge.count());
-        self.remembered.extend(charge.instances.iter().copied());
+        if charge.lethal {
+            self.remembered.extend(charge.instances.iter().copied());
+        }
         self.charges.push(charge);
     }
 
@@ -167,11 +181,13 @@ impl Group {
         }
     }
 
-    /// The step's fault is undone, was never injected, or cannot be undone.
-    pub fn settle_charge(&mut self, run: Uuid, step: usize) {
+    /// The step is over: its fault is undone, or cannot be. `going` were told to end and have not
+    /// yet; they are charged until they do, however long they take to tidy up.
+    pub fn settle_charge(&mut self, run: Uuid, step: usize, going: &BTreeSet<ProcessId>) {
         for charge in &mut self.charges {
             if charge.run == run && charge.step == step {
                 charge.in_force = false;
+                charge.going = charge.instances.intersection(going).copied().collect();
             }
         }
     }
@@ -179,7 +195,10 @@ impl Group {
     /// The step was charged and then never injected: nothing was removed after all. The budget
     /// keeps it: an attempt that is repeated must not be free.
     pub fn cancel_charge(&mut self, run: Uuid, step: usize) {
-        self.charges.retain(|charge| (charge.run, charge.step) != (run, step));
+        let cancelled = self.charges.extract_if(.., |charge| (charge.run, charge.step) == (run, step));
+        let spared: BTreeSet<ProcessId> = cancelled.flat_map(|charge| charge.instances).collect();
+        let charged = |id: &ProcessId| self.charges.iter().any(|charge| charge.instances.contains(id));
+        self.remembered.retain(|id| !spared.contains(id) || charged(id));
     }
 
     /// Something of a run is charged here and not yet over.
@@ -226,6 +245,9 @@ impl Group {
     /// A member died; noticed at once, between readings.
     pub fn lost(&mut self, id: ProcessId, at: Moment) -> Option<Reason> {
         self.dead.insert(id, at);
+        for charge in &mut self.charges {
+            charge.going.remove(&id);
+        }
         let ours = self.remembered.contains(&id);
         if let Some(members) = self.reading.as_mut().and_then(|reading| reading.members.as_mut()) {
             let place = members.iter().position(|member| member.process.id == id)?;
@@ -284,7 +306,9 @@ impl Group {
     pub fn certain(&self) -> Option<u32> {
         let reading = self.reading.as_ref()?;
         let Some(members) = &reading.members else { return Some(reading.ready) };
-        let charged = |id: &ProcessId| self.charges.iter().any(|charge| charge.instances.contains(id));
+        let charged = |id: &ProcessId| {
+            self.charges.iter().any(|charge| charge.is_open() && charge.instances.contains(id))
+        };
         let going = members.iter().filter(|member| member.ready && charged(&member.process.id)).count();
         Some(reading.ready.saturating_sub(u32::try_from(going).unwrap_or(u32::MAX)))
     }
@@ -322,12 +346,15 @@ impl Group {
     /// Members that stopped being ready, and members that are gone, without vervet's doing.
     fn lost_members(&self, before: &[Member], after: &[Member]) -> (u32, u32) {
         let (mut foreign, mut vanished) = (0, 0);
+        let charged = |id: &ProcessId| self.charges.iter().any(|charge| charge.instances.contains(id));
         for member in before.iter().filter(|member| !self.remembered.contains(&member.process.id)) {
             match after.iter().find(|other| other.process.id == member.process.id) {
                 None => {
                     vanished += 1;
                     foreign += u32::from(member.ready);
                 }
+                // What a fault in force makes unready was charged when it began.
+                Some(_) if charged(&member.process.id) => {}
                 Some(other) => foreign += u32::from(member.ready && !other.ready),
             }
         }
@@ -351,7 +378,8 @@ impl Group {
     fn forget(&mut self, now: Moment) {
         let Some(reading) = self.reading.as_ref() else { return };
         let settle = self.policy.settle;
-        self.charges.retain(|charge| charge.in_force || charge.made_at > reading.taken_at.minus(settle));
+        self.charges
+            .retain(|charge| charge.is_open() || charge.made_at > reading.taken_at.minus(settle));
         let patience = settle.saturating_add(self.policy.stale_after).saturating_mul(2);
         self.dead.retain(|_, at| now < at.plus(patience));
         self.unseen_deaths.retain(|at| now < at.plus(patience));

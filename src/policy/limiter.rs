@@ -337,6 +337,8 @@ fn must_refuse(policy: &GroupPolicy, now: Moment) -> Vec<(&'static str, Group, P
         anonymous: 1,
         made_at: now,
         in_force: true,
+        lethal: true,
+        going: [].into(),
     });
     vec![
         ("a floor breached by one", with_reading(policy.floor, now), kill_one.clone()),

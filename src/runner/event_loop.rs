@@ -413,7 +413,6 @@ impl<H: Host + 'static> EventLoop<H> {
                 });
             }
             Effect::Commit(intent) => {
-                hands.hold(&intent.prepared);
                 self.parts.scribe.write(Job::Commit { intent, now: clock().mono });
             }
             Effect::Inject { run, step, prepared, deadline } => self.mutator.run(move || {

@@ -61,7 +61,8 @@ impl<H: Host> Hands<H> {
         Event::Resolved { job, results }
     }
 
-    /// Looks up what an injection needs. Touches nothing.
+    /// Looks up what an injection needs. Touches nothing. From now on its undo counts as open, so
+    /// that no two faults choose the same mark, and what they share is shared.
     pub fn prepare(
         &self,
         policy: &Policy,
@@ -82,12 +83,10 @@ impl<H: Host> Hands<H> {
             open: &open,
         };
         let result = fault::prepare(&*self.host, spec, target, &context).map(Box::new);
+        if let Ok(prepared) = &result {
+            self.lock().insert(prepared.fault.clone(), prepared.undo.clone());
+        }
         Event::Prepared { run, step, result }
-    }
-
-    /// Counts an undo as open from now on: it is about to become durable.
-    pub fn hold(&self, prepared: &Prepared) {
-        self.lock().insert(prepared.fault.clone(), prepared.undo.clone());
     }
 
     /// The fault was never injected: its undo is not open any more.

@@ -51,6 +51,7 @@ pub fn long() -> String {
 /// Everything that a test holds.
 pub struct Bench {
     pub server: Option<Server>,
+    pub handle: Handle,
     pub socket: PathBuf,
     pub tcp: std::net::SocketAddr,
     pub dir: tempfile::TempDir,
@@ -98,9 +99,9 @@ impl Bench {
         change(&mut policy);
         let changes = Arc::new(AtomicUsize::new(0));
         let (handle, board) = run_loop(changes.clone());
-        let server = serve(&policy, handle, Library::new(library), limits).unwrap();
+        let server = serve(&policy, handle.clone(), Library::new(library), limits).unwrap();
         let tcp = server.tcp_address().unwrap();
-        Self { server: Some(server), socket: policy.socket, tcp, dir, changes, board }
+        Self { server: Some(server), handle, socket: policy.socket, tcp, dir, changes, board }
     }
 
     pub fn changes(&self) -> usize {
@@ -202,7 +203,7 @@ type Keys = HashMap<(String, String), ([u8; 32], Uuid)>;
 fn obey(board: &Board, keys: &mut Keys, changes: &AtomicUsize, command: Command) {
     let count = || changes.fetch_add(1, Ordering::SeqCst);
     match command {
-        Command::Plan { experiment, seed, reply } => drop(reply.send(Ok(plan(&experiment, seed)))),
+        Command::Plan { experiment, seed, reply } => drop(reply.send(plan(&experiment, seed))),
         Command::Start { request, reply } => {
             let known =
                 request.idempotency.as_ref().map(|key| (request.caller.clone(), key.key.clone()));
@@ -331,8 +332,15 @@ fn run_view(request: &StartRequest) -> RunView {
     }
 }
 
-fn plan(experiment: &Experiment, seed: Option<u64>) -> PlanView {
-    PlanView {
+fn plan(experiment: &Experiment, seed: Option<u64>) -> Result<PlanView, RequestError> {
+    if experiment.title == "impossible" {
+        return Err(RequestError::Rejected(ReasonView {
+            reason: "nothing_matches".to_owned(),
+            message: "the selector matches no process".to_owned(),
+            numbers: json!({ "step": 0 }),
+        }));
+    }
+    Ok(PlanView {
         title: experiment.title.clone(),
         digest: "0123456789abcdef".to_owned(),
         seed: seed.unwrap_or(7),
@@ -344,7 +352,7 @@ fn plan(experiment: &Experiment, seed: Option<u64>) -> PlanView {
             },
         },
         steps: vec![],
-    }
+    })
 }
 
 /// A host with one group.

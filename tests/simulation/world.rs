@@ -39,7 +39,7 @@ use vervet::{
 use crate::ledger::MemoryLedger;
 
 /// What the seed decided to try.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Mischief {
     /// Instances die or fall ill by themselves.
     pub deaths: bool,
@@ -51,6 +51,8 @@ pub struct Mischief {
     pub blindness: bool,
     /// The disk is full for a while.
     pub full_disk: bool,
+    /// How often a probe misses.
+    pub misses: f64,
 }
 
 /// How often each thing happened, over many lives: a simulation in which nothing happens proves nothing.
@@ -162,6 +164,7 @@ impl World {
             crashes: rng.random_bool(0.4),
             blindness: rng.random_bool(0.25),
             full_disk: rng.random_bool(0.15),
+            misses: if rng.random_bool(0.3) { 0.4 } else { 0.02 },
         };
         let host = Arc::new(SimHost::new(seed));
         let half = Some(Stock { free: 8 << 30, total: 16 << 30 });
@@ -216,6 +219,7 @@ impl World {
             tally: Tally::default(),
             trace: Vec::new(),
         };
+        world.ledger.safe.set(!world.mischief.crashes);
         world.set_out();
         world
     }
@@ -347,9 +351,6 @@ impl World {
                 };
                 let at = self.now.max(*worker).plus(took);
                 *worker = at;
-                if let Effect::Commit(intent) = &effect {
-                    self.hands.hold(&intent.prepared);
-                }
                 self.at(at, Thing::Effect(effect));
             }
         }
@@ -462,7 +463,11 @@ impl World {
             return;
         }
         let every = probes[index].every;
-        let outcome = if self.rng.random_bool(0.02) { Err("timed out".to_owned()) } else { Ok(()) };
+        let outcome = if self.rng.random_bool(self.mischief.misses) {
+            Err("timed out".to_owned())
+        } else {
+            Ok(())
+        };
         let event = Event::Probed { run, probe: index, outcome, at: self.now };
         let took = self.draw(100, 20_000);
         self.after_us(took, Thing::Event(event));
@@ -604,6 +609,7 @@ impl World {
         self.runs.clear();
         self.runs_left = self.runs_left.max(1);
         self.mischief.crashes = false;
+        self.ledger.safe.set(true);
         self.set_out();
     }
 
@@ -628,7 +634,7 @@ impl World {
 
     /// Nothing is injected without a durable undo.
     fn intended(&self, fault: &FaultId) {
-        let durable = self.ledger.durable_intents().iter().any(|intent| intent.fault() == fault);
+        let durable = self.ledger.any_intent(|intent| intent.fault() == fault);
         self.promise(durable, &format!("{} is durable before it is injected", fault.0));
     }
 
@@ -642,10 +648,9 @@ impl World {
         if fresh.is_empty() {
             return;
         }
-        let intents = self.ledger.durable_intents();
         for sent in fresh {
             self.tally.signals += 1;
-            let named = intents.iter().any(|intent| match &intent.prepared.target {
+            let named = self.ledger.any_intent(|intent| match &intent.prepared.target {
                 vervet::fault::Target::Processes { processes } => {
                     processes.iter().any(|p| p.id == sent.process)
                 }
@@ -661,7 +666,7 @@ impl World {
     fn check_removal(&mut self, id: ProcessId) {
         // Which group it was of; it may be dead by now.
         let Some(index) = (0..GROUPS.len()).find(|index| {
-            self.ledger.durable_intents().iter().any(|intent| match &intent.prepared.target {
+            self.ledger.any_intent(|intent| match &intent.prepared.target {
                 vervet::fault::Target::Processes { processes } => {
                     processes.iter().any(|p| p.id == id && p.name == KINDS[*index])
                 }

@@ -42,19 +42,32 @@ pub struct EventList {
     finished: bool,
 }
 
+/// A server-sent event as a client takes it apart.
+#[derive(Debug, ToSchema)]
+#[schema(as = SentEvent)]
+#[expect(dead_code, reason = "only the OpenAPI document reads it")]
+pub struct SentEvent {
+    /// The event's `seq`: give the last one as `Last-Event-ID`.
+    id: String,
+    /// The event's `kind`.
+    event: String,
+    /// An `EventView`, JSON.
+    data: String,
+}
+
 /// The events of a run, from its start or behind the one named by `Last-Event-ID` (or `after`).
 ///
 /// As server-sent events the stream goes on until the run has finished; the id of an event is its
 /// `seq`, its name its `kind`, its data an `EventView`. With `Accept: application/json` it is the
 /// list so far. 204 tells a client that comes back after the last event to stay away.
-#[utoipa::path(get, path = "/v1/runs/{id}/events", tag = "runs",
+#[utoipa::path(get, operation_id = "get_events", path = "/v1/runs/{id}/events", tag = "runs",
     params(
         ("id" = Uuid, Path, description = "Of the run"),
         ("after" = Option<u64>, Query, description = "Only events with a larger `seq`", minimum = 0),
         ("Last-Event-ID" = Option<u64>, Header, description = "As `after`, sent by event sources", minimum = 0),
     ),
     responses(
-        (status = 200, content((EventList = "application/json"), (String = "text/event-stream"))),
+        (status = 200, content((EventList = "application/json"), (SentEvent = "text/event-stream"))),
         (status = 204, description = "Finished, and nothing follows the `Last-Event-ID`"),
         (status = 404, description = "There is no such run"),
     ))]

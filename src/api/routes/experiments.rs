@@ -52,7 +52,7 @@ pub struct ExperimentDocument {
 }
 
 /// The experiments that this host has by name, those with errors too.
-#[utoipa::path(get, path = "/v1/experiments", tag = "experiments",
+#[utoipa::path(get, operation_id = "list_experiments", path = "/v1/experiments", tag = "experiments",
     responses((status = 200, body = ExperimentList)))]
 pub async fn list(State(app): State<Arc<App>>) -> Result<Json<ExperimentList>, Problem> {
     let library = app.library();
@@ -70,11 +70,12 @@ pub async fn list(State(app): State<Arc<App>>) -> Result<Json<ExperimentList>, P
 }
 
 /// One experiment, whole.
-#[utoipa::path(get, path = "/v1/experiments/{name}", tag = "experiments",
+#[utoipa::path(get, operation_id = "get_experiment", path = "/v1/experiments/{name}", tag = "experiments",
     params(("name" = String, Path, description = "As the list has it")),
     responses(
         (status = 200, body = ExperimentDocument),
         (status = 404, description = "The library has no experiment of this name"),
+        (status = 409, description = "The library has two files of this name"),
     ))]
 pub async fn one(
     State(app): State<Arc<App>>,
@@ -84,7 +85,7 @@ pub async fn one(
 }
 
 /// One experiment of a folder of the library, whole.
-#[utoipa::path(get, path = "/v1/experiments/{folder}/{name}", tag = "experiments",
+#[utoipa::path(get, operation_id = "get_experiment_in_folder", path = "/v1/experiments/{folder}/{name}", tag = "experiments",
     params(
         ("folder" = String, Path, description = "The part of its name before the slash"),
         ("name" = String, Path, description = "The part of its name behind the slash"),
@@ -92,6 +93,7 @@ pub async fn one(
     responses(
         (status = 200, body = ExperimentDocument),
         (status = 404, description = "The library has no experiment of this name"),
+        (status = 409, description = "The library has two files of this name"),
     ))]
 pub async fn one_in_folder(
     State(app): State<Arc<App>>,

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use axum::{Extension, Json, extract::State, http::StatusCode};
+use axum::{Extension, Json, extract::State};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use utoipa::ToSchema;
@@ -14,7 +14,6 @@ use crate::{
         body::{Language, Received, json_object},
         error::Problem,
     },
-    runner::RequestError,
     view::HaltView,
 };
 
@@ -47,14 +46,14 @@ pub struct Released {
 }
 
 /// Whether the lever is pulled, why, by whom and since when.
-#[utoipa::path(get, path = "/v1/halt", tag = "halt", responses((status = 200, body = HaltStatus)))]
+#[utoipa::path(get, operation_id = "get_halt", path = "/v1/halt", tag = "halt", responses((status = 200, body = HaltStatus)))]
 pub async fn show(State(app): State<Arc<App>>) -> Json<HaltStatus> {
     Json(HaltStatus { halted: app.handle.snapshot().host.halted.clone() })
 }
 
 /// Stops everything, and admits nothing until it is released. Answers when every fault is undone or
 /// known to be stuck. Pulling it again changes nothing. A body is welcome, not needed.
-#[utoipa::path(put, path = "/v1/halt", tag = "halt",
+#[utoipa::path(put, operation_id = "pull_halt", path = "/v1/halt", tag = "halt",
     request_body(content = Option<HaltRequest>, content_type = "application/json"),
     responses((status = 200, body = HaltView)))]
 pub async fn pull(
@@ -68,20 +67,13 @@ pub async fn pull(
 }
 
 /// Releases the lever. Only an owner may.
-#[utoipa::path(delete, path = "/v1/halt", tag = "halt", responses((status = 200, body = Released)))]
+#[utoipa::path(delete, operation_id = "release_halt", path = "/v1/halt", tag = "halt", responses((status = 200, body = Released)))]
 pub async fn release(
     State(app): State<Arc<App>>,
     Extension(caller): Extension<Caller>,
 ) -> Result<Json<Released>, Problem> {
-    match app.handle.release(caller.name).await {
-        Ok(released) => Ok(Json(Released { released })),
-        // Nothing is wrong with the request: the release could not be made durable.
-        Err(RequestError::Rejected(why)) => {
-            Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, &why.reason, why.message)
-                .with_numbers(why.numbers))
-        }
-        Err(error) => Err(error.into()),
-    }
+    let released = app.handle.release(caller.name).await?;
+    Ok(Json(Released { released }))
 }
 
 fn reason(body: &Received) -> Result<String, Problem> {

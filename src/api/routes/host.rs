@@ -41,13 +41,13 @@ pub struct FaultList {
 }
 
 /// The agent is alive.
-#[utoipa::path(get, path = "/healthz", tag = "agent", responses((status = 200, body = StatusView)))]
+#[utoipa::path(get, operation_id = "get_health", path = "/healthz", tag = "agent", responses((status = 200, body = StatusView)))]
 pub async fn health() -> Json<StatusView> {
     Json(StatusView { status: "ok" })
 }
 
 /// The agent could admit something. It is also ready while halted, frozen or leashed.
-#[utoipa::path(get, path = "/readyz", tag = "agent", responses(
+#[utoipa::path(get, operation_id = "get_readiness", path = "/readyz", tag = "agent", responses(
     (status = 200, body = StatusView),
     (status = 503, description = "Stopping, or something keeps it from admitting anything"),
 ))]
@@ -71,7 +71,7 @@ fn not_ready(detail: &str, reasons: &[&str]) -> Problem {
 }
 
 /// Everything that a dashboard wants, as OpenMetrics text.
-#[utoipa::path(get, path = "/metrics", tag = "agent", responses(
+#[utoipa::path(get, operation_id = "get_metrics", path = "/metrics", tag = "agent", responses(
     (status = 200, body = String, content_type = "application/openmetrics-text"),
 ))]
 pub async fn metrics(State(app): State<Arc<App>>) -> impl IntoResponse {
@@ -81,19 +81,19 @@ pub async fn metrics(State(app): State<Arc<App>>) -> impl IntoResponse {
 }
 
 /// This host and its agent: versions, levers, and which faults are available, or why not.
-#[utoipa::path(get, path = "/v1/host", tag = "host", responses((status = 200, body = HostView)))]
+#[utoipa::path(get, operation_id = "get_host", path = "/v1/host", tag = "host", responses((status = 200, body = HostView)))]
 pub async fn host(State(app): State<Arc<App>>) -> Json<HostView> {
     Json(app.handle.snapshot().host.clone())
 }
 
 /// The capacity groups: readings, floors, charges, budgets.
-#[utoipa::path(get, path = "/v1/groups", tag = "host", responses((status = 200, body = GroupList)))]
+#[utoipa::path(get, operation_id = "get_groups", path = "/v1/groups", tag = "host", responses((status = 200, body = GroupList)))]
 pub async fn groups(State(app): State<Arc<App>>) -> Json<GroupList> {
     Json(GroupList { groups: app.handle.snapshot().groups.clone() })
 }
 
 /// What is active on this host now, with lease and deadline.
-#[utoipa::path(get, path = "/v1/faults", tag = "host", responses((status = 200, body = FaultList)))]
+#[utoipa::path(get, operation_id = "get_faults", path = "/v1/faults", tag = "host", responses((status = 200, body = FaultList)))]
 pub async fn faults(State(app): State<Arc<App>>) -> Json<FaultList> {
     Json(FaultList { faults: app.handle.snapshot().faults.clone() })
 }

@@ -62,11 +62,12 @@ struct ListQuery {
 }
 
 /// Decides on an experiment exactly as a run would, and touches nothing.
-#[utoipa::path(post, path = "/v1/plans", tag = "runs",
+#[utoipa::path(post, operation_id = "make_plan", path = "/v1/plans", tag = "runs",
     params(("seed" = Option<u64>, Query, description = "Decides every random pick", minimum = 0)),
     responses(
         (status = 200, body = PlanView),
         (status = 404, description = "The library has no experiment of this name"),
+        (status = 409, description = "Valid, and this host, as it is, cannot do it"),
     ))]
 pub async fn plan(
     State(app): State<Arc<App>>,
@@ -84,7 +85,7 @@ pub async fn plan(
 }
 
 /// Starts a run. Answers when it exists; it may be finished (refused) by then.
-#[utoipa::path(post, path = "/v1/runs", tag = "runs",
+#[utoipa::path(post, operation_id = "start_run", path = "/v1/runs", tag = "runs",
     params(
         ("seed" = Option<u64>, Query, description = "Decides every random pick", minimum = 0),
         ("plan" = Option<String>, Query,
@@ -99,6 +100,7 @@ pub async fn plan(
             ("Idempotent-Replayed" = String, description = "`true` when the key began it before"),
         )),
         (status = 404, description = "The library has no experiment of this name"),
+        (status = 409, description = "Valid, and this host, as it is, cannot do it"),
     ))]
 pub async fn start(
     State(app): State<Arc<App>>,
@@ -144,7 +146,7 @@ fn idempotency(headers: &HeaderMap, uri: &Uri, body: &Received) -> Result<Option
 }
 
 /// Runs, newest first.
-#[utoipa::path(get, path = "/v1/runs", tag = "runs", params(ListQuery),
+#[utoipa::path(get, operation_id = "list_runs", path = "/v1/runs", tag = "runs", params(ListQuery),
     responses((status = 200, body = RunList)))]
 pub async fn list(State(app): State<Arc<App>>, params: Params) -> Result<Json<RunList>, Problem> {
     let wanted = wanted(&params)?;
@@ -215,7 +217,7 @@ fn newest(handle: &Handle, before: Option<Uuid>, limit: usize) -> Result<Vec<Arc
 }
 
 /// One run.
-#[utoipa::path(get, path = "/v1/runs/{id}", tag = "runs",
+#[utoipa::path(get, operation_id = "get_run", path = "/v1/runs/{id}", tag = "runs",
     params(("id" = Uuid, Path, description = "Of the run")),
     responses((status = 200, body = RunView), (status = 404, description = "There is no such run")))]
 pub async fn one(State(app): State<Arc<App>>, RunId(id): RunId) -> Result<Json<Arc<RunView>>, Problem> {
@@ -241,7 +243,7 @@ async fn stored(app: &Arc<App>, id: Uuid) -> Result<ReportView, Problem> {
 
 /// Aborts a run, and answers when its faults are undone or known to be stuck. Safe in any state, any
 /// number of times.
-#[utoipa::path(delete, path = "/v1/runs/{id}", tag = "runs",
+#[utoipa::path(delete, operation_id = "abort_run", path = "/v1/runs/{id}", tag = "runs",
     params(("id" = Uuid, Path, description = "Of the run")),
     responses((status = 200, body = RunView), (status = 404, description = "There is no such run")))]
 pub async fn abort(
@@ -258,7 +260,7 @@ pub async fn abort(
 }
 
 /// Everything about a run: its end, the experiment as it was run, and its events.
-#[utoipa::path(get, path = "/v1/runs/{id}/report", tag = "runs",
+#[utoipa::path(get, operation_id = "get_report", path = "/v1/runs/{id}/report", tag = "runs",
     params(("id" = Uuid, Path, description = "Of the run")),
     responses((status = 200, body = ReportView), (status = 404, description = "There is no such run")))]
 pub async fn report(State(app): State<Arc<App>>, RunId(id): RunId) -> Result<Json<ReportView>, Problem> {

@@ -148,6 +148,7 @@ impl Engine {
             Event::Measured { run, step, result } => self.on_measured(run, step, result, now, out),
             Event::Lapsed { run, step, error } => self.on_lapsed(run, step, error, now, out),
             Event::Reverted { run, step, result } => self.on_reverted(run, step, result, now, out),
+            Event::Inherited { stuck } => self.inherited_stuck = stuck,
             Event::Tick => {}
         }
         self.on_time(now, out);

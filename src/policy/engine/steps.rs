@@ -1,6 +1,6 @@
 //! A step's way through its phases, from its stage's beginning to its fault undone.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use serde_json::json;
 use uuid::Uuid;
@@ -124,6 +124,8 @@ impl Engine {
                     anonymous: touch.extra,
                     made_at: now.mono,
                     in_force: true,
+                    lethal: matches!(hit.target, Target::Processes { .. }),
+                    going: [].into(),
                 });
             }
         }
@@ -192,8 +194,9 @@ impl Engine {
             }
         };
         if run.stop.is_some() {
-            self.skip(id, step);
-            return self.advance(id, now, out);
+            // Since it was prepared, what it shares with others may have been left to it.
+            run.steps[step].prepared = Some(prepared);
+            return self.revert_step(id, step, now, out);
         }
         let deadline = now.mono.plus(time_in_force(run.spec(step)));
         let state = &mut run.steps[step];
@@ -238,21 +241,21 @@ impl Engine {
             }
             return;
         }
-        out.push(Effect::Close { fault: state.fault.clone(), outcome: Outcome::NeverInjected });
-        self.skip(id, step);
-        match result {
-            Ok(()) => match holds {
-                Ok(()) => self.advance(id, now, out),
-                Err(why) => self.limiter_stop(id, why, now, out),
-            },
-            Err(NotDurable::Journal(error)) => {
+        // The reason first: a run that has one does not go on, whatever ends meanwhile.
+        match (result, holds) {
+            (Ok(()), Ok(())) => {}
+            (Ok(()), Err(why)) => self.limiter_stop(id, why, now, out),
+            (Err(NotDurable::Journal(error)), _) => {
                 self.journal = Some(error.clone());
                 self.limiter_stop(id, Reason::JournalUnavailable { error }, now, out);
             }
-            Err(NotDurable::Warden(error)) => {
+            (Err(NotDurable::Warden(error)), _) => {
                 self.limiter_stop(id, Reason::WardenUnavailable { error }, now, out);
             }
         }
+        // It will not be injected. Its undo counted as open meanwhile, so that of a fault beside it
+        // may have left a shared object to this one: undo it all the same.
+        self.revert_step(id, step, now, out);
     }
 
     pub(super) fn on_injected(
@@ -297,9 +300,9 @@ impl Engine {
                 state.errors.push(error.clone());
                 let name = run.spec(step).name.clone();
                 self.log(id, Some(step), "injection_failed", error.clone(), json!({}), now, out);
-                self.revert_step(id, step, now, out);
                 let why = Reason::InjectionFailed { step: name, error };
                 self.stop(id, Stop { verdict: Verdict::Inconclusive, by: None, why }, now, out);
+                self.revert_step(id, step, now, out);
             }
         }
     }
@@ -432,15 +435,26 @@ impl Engine {
         let Some(run) = self.runs.get_mut(&id) else { return };
         let late = !run.is_active();
         let state = &mut run.steps[step];
-        let real = state.prepared.is_some();
+        let (real, injected) = (state.prepared.is_some(), state.injected_at.is_some());
+        let fault = state.fault.clone();
+        if real && !injected {
+            self.skip(id, step);
+            out.push(Effect::Close { fault, outcome: Outcome::NeverInjected });
+            return if late { self.save_again(id, now, out) } else { self.advance(id, now, out) };
+        }
         state.phase = StepPhase::Done;
         state.undone_at = Some(now.wall);
         run.dirty = true;
         if real {
-            out.push(Effect::Close { fault: run.steps[step].fault.clone(), outcome: Outcome::Reverted });
+            out.push(Effect::Close { fault, outcome: Outcome::Reverted });
         }
+        let told_to_end = match &run.experiment.steps[step].fault {
+            FaultSpec::Kill(kill) => kill.signal.asks_to_end() || kill.then.is_some(),
+            _ => false,
+        };
+        let going = if told_to_end { run.steps[step].alive.clone() } else { BTreeSet::new() };
         for group in self.groups.values_mut() {
-            group.settle_charge(id, step);
+            group.settle_charge(id, step, &going);
         }
         self.log(id, Some(step), "undone", "over, and undone".to_owned(), json!({}), now, out);
         if late {

@@ -79,6 +79,8 @@ fn charge(group: &mut Group, proposal: &Proposal, now: Moment) {
         anonymous: proposal.touches[0].extra,
         made_at: now,
         in_force: true,
+        lethal: true,
+        going: [].into(),
     });
 }
 
@@ -169,7 +171,7 @@ fn a_counting_source_is_charged_until_it_has_settled() {
     let mut group = Group::new(drill_policy());
     group.observe(count(5, at(0)), at(0));
     charge(&mut group, &kill(&[100]), at(0));
-    group.settle_charge(RUN, 0);
+    group.settle_charge(RUN, 0, &[].into());
     group.observe(count(5, at(250)), at(250));
     assert_eq!(group.effective(), Some((4, 1)), "not seen yet");
     group.observe(count(4, at(500)), at(500));

@@ -14,7 +14,9 @@ use super::{
     netlink::{Family, Message, NFTABLES, NetlinkError, Socket},
     nft,
     plan::{Detail, Slowing, entering, kernel, shape, table},
-    rules, tc,
+    rules,
+    shape::Shape,
+    tc,
 };
 use crate::{
     experiment::{DelayEngine, Existing},
@@ -22,8 +24,14 @@ use crate::{
     host::{HostError, NetAction, NetCounters, NetPlan},
 };
 
-/// Packets that may wait in `netem`: enough for 10 Gbit/s of full segments at a tenth of a second.
-const NETEM_LIMIT: u32 = 100_000;
+/// Packets that may wait in `netem`: what 10 Gbit/s of ordinary frames bring in the time, within bounds.
+/// netem's own default of 1000 drops at high rates.
+fn netem_limit(shape: &Shape) -> u32 {
+    const FRAMES_PER_MS: u128 = 833;
+    let longest = shape.delay.saturating_add(shape.jitter.saturating_mul(3));
+    let frames = longest.as_millis().saturating_mul(FRAMES_PER_MS).clamp(10_000, 200_000);
+    u32::try_from(frames).unwrap_or(u32::MAX)
+}
 
 /// What was made and lives in this process only: the ends of delay lines, by name of the TAP device.
 pub type Made = Vec<(String, Ends)>;
@@ -97,7 +105,7 @@ fn slow(plan: &NetPlan, slowing: &Slowing) -> Result<Made, HostError> {
         let to = index.ok_or_else(|| HostError::NotFound(format!("device {} is gone", slowed.via)))?;
         if plan.engine == Some(DelayEngine::Netem) {
             let (shape, _) = shape(&plan.action).unwrap_or_else(|| unreachable!("a delay has a shape"));
-            tc::make_netem(&mut socket, to, &shape, NETEM_LIMIT)
+            tc::make_netem(&mut socket, to, &shape, netem_limit(&shape))
                 .map_err(kernel("make a netem qdisc"))?;
         }
         link::adopt(&mut socket, to).map_err(kernel(format!("set {} up", slowed.via)))?;

@@ -38,8 +38,9 @@ pub fn resolve(netns: &str) -> Result<String, HostError> {
 /// When the namespace is gone or may not be entered.
 pub fn within<T: Send>(netns: Option<&str>, work: impl FnOnce() -> T + Send) -> Result<T, Absent> {
     let Some(path) = netns else { return Ok(work()) };
-    let file = File::open(path).map_err(|error| match error.kind() {
-        io::ErrorKind::NotFound => Absent::Gone,
+    let file = File::open(path).map_err(|error| match error.raw_os_error() {
+        // A process that is gone has no namespaces: /proc says so with either.
+        Some(libc::ENOENT | libc::ESRCH) => Absent::Gone,
         _ => Absent::Denied(error),
     })?;
     if is_own(&file) {
