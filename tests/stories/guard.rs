@@ -12,6 +12,7 @@ use crate::harness::{
     PROMPT, SLOW, cap_step, experiment, guests, is_warden, kill_step, send, slow_step, snapshot, story,
     visit,
 };
+use crate::worker::Worker;
 
 #[test]
 fn another_agent_does_not_touch_what_is_in_force() {
@@ -56,7 +57,7 @@ fn another_agent_does_not_touch_what_is_in_force() {
             send(other.id(), Signal::SIGTERM);
         }
         other.wait().expect("ended");
-        assert!(stage.workers.iter_mut().all(|worker| worker.lives()));
+        assert!(stage.workers.iter_mut().all(Worker::lives));
         assert!(visit(8001).expect("answers") > SLOW, "the other agent undid it");
         assert_eq!(stage.run(&id)["state"], "running");
         stage.call("DELETE", &format!("/v1/runs/{id}"), "").expect(200);
@@ -172,6 +173,6 @@ fn killed_at_any_moment_it_leaves_nothing() {
         }
         eprintln!("killed 8 times with the warden, {in_force} of them with something in force");
         assert!((1..=8).contains(&in_force), "the moments were all alike: {in_force} of 8");
-        assert!(stage.workers.iter_mut().all(|worker| worker.lives()));
+        assert!(stage.workers.iter_mut().all(Worker::lives));
     });
 }

@@ -8,12 +8,13 @@ use nix::{
 };
 
 use crate::harness::{SLOW, Stage, experiment, kill_step, slow_step, snapshot, story, visit};
+use crate::worker::Worker;
 
 /// A small disk of its own at the state directory, gone with the story's mount namespace.
 fn small_disk(stage: &Stage, flags: MsFlags) {
-    let state = stage.path("state");
-    fs::create_dir(&state).expect("made");
-    mount(Some("tmpfs"), &state, Some("tmpfs"), flags, Some("size=4m,mode=700")).expect("mounted");
+    let place = stage.path("state");
+    fs::create_dir(&place).expect("made");
+    mount(Some("tmpfs"), &place, Some("tmpfs"), flags, Some("size=4m,mode=700")).expect("mounted");
 }
 
 fn fill(path: &Path) {
@@ -32,7 +33,7 @@ fn assert_refused(stage: &mut Stage) {
         assert_eq!(run["verdict"], "refused", "{run:#}");
         assert_eq!(run["why"]["reason"], "journal_unavailable", "{run:#}");
     }
-    assert!(stage.workers.iter_mut().all(|worker| worker.lives()));
+    assert!(stage.workers.iter_mut().all(Worker::lives));
     assert!(visit(8002).expect("answers") < SLOW);
 }
 
