@@ -153,6 +153,12 @@ impl From<RequestError> for Problem {
             RequestError::KeyReused(run) => {
                 Self::unprocessable("idempotency_key_reused", text).with_numbers(json!({ "run": run }))
             }
+            // Nothing is wrong with the request: whether it was made before cannot be known.
+            RequestError::Rejected(why) if why.reason == "journal_unavailable" => {
+                Self::new(StatusCode::SERVICE_UNAVAILABLE, &why.reason, why.message)
+                    .with_numbers(why.numbers)
+                    .retry_after(5)
+            }
             RequestError::Rejected(why) => Self::from(why),
             RequestError::Stopping => {
                 Self::new(StatusCode::SERVICE_UNAVAILABLE, "stopping", text).retry_after(5)

@@ -41,6 +41,8 @@ impl Problem {
     #[must_use]
     pub fn exit(&self) -> Exit {
         match self.status {
+            // The agent answers, and would not begin.
+            503 if self.reason.as_deref() == Some("journal_unavailable") => Exit::Refused,
             401 | 403 | 502..=504 => Exit::Unreachable,
             422 if !self.is_about_the_request() => Exit::Refused,
             400..=499 => Exit::Usage,

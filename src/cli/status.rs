@@ -6,7 +6,7 @@ use serde_json::json;
 use crate::{
     cli::{
         Outcome,
-        client::Client,
+        client::{Client, ClientError},
         exit::Exit,
         render,
         text::{between, count, duration, wrap},
@@ -26,11 +26,20 @@ pub async fn status(client: &Client, ui: &Ui) -> Outcome {
     let host = client.host().await?;
     let groups = client.groups().await?;
     let faults = client.faults().await?;
-    let runs = client.runs(None, RUNS).await?;
+    let runs = match client.runs(None, RUNS).await {
+        // Where the history cannot be read, the lever, the groups and the faults are all the more
+        // worth seeing.
+        Err(ClientError::Problem(problem)) if problem.status == 503 => {
+            ui.warn(format!("no runs can be shown: {}", problem.render()));
+            None
+        }
+        runs => Some(runs?),
+    };
     if ui.json {
         ui.print_json(&json!({ "host": host, "groups": groups, "faults": faults, "runs": runs }));
     } else {
-        let all = Glance { host: &host, groups: &groups, faults: &faults, runs: &runs };
+        let runs = runs.as_deref().unwrap_or_default();
+        let all = Glance { host: &host, groups: &groups, faults: &faults, runs };
         ui.say(glance(all, Timestamp::now(), ui.style).join("\n"));
     }
     Ok(Exit::Passed)

@@ -132,10 +132,7 @@ fn the_agent_dies_and_no_second_signal_follows() {
         let last = next_start(stage, &id, &before);
         assert!(!last.is_null());
         std::thread::sleep(Duration::from_millis(1500));
-        assert!(
-            stage.workers.iter_mut().all(|worker| worker.lives()),
-            "the second signal came after all"
-        );
+        assert!(stage.workers.iter_mut().all(Worker::lives), "the second signal came after all");
         // What was taken is still charged: the budget survives.
         let run = stage.play(&experiment("\"shop\"", &kill_step("shop", 1)));
         assert_eq!(run["verdict"], "refused", "{run:#}");

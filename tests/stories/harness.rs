@@ -297,10 +297,6 @@ impl Agent {
         Self { child: command.spawn().expect("the agent starts"), warden: None }
     }
 
-    pub fn pid(&self) -> u32 {
-        self.child.id()
-    }
-
     /// The warden: the child of the agent that is called so.
     pub fn warden(&mut self) -> u32 {
         let children = children_of(self.child.id());

@@ -1,6 +1,7 @@
 //! A small HTTP client for the agent's socket: one request on one connection, read to its end.
 
 use std::{
+    fmt::Write as _,
     io::{Read as _, Write as _},
     os::unix::net::UnixStream,
     path::Path,
@@ -45,9 +46,9 @@ pub fn call(
     stream.set_read_timeout(Some(PATIENCE)).ok()?;
     let mut text = format!("{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n");
     for (name, value) in headers {
-        text.push_str(&format!("{name}: {value}\r\n"));
+        let _ = write!(text, "{name}: {value}\r\n");
     }
-    text.push_str(&format!("Content-Length: {}\r\n\r\n{body}", body.len()));
+    let _ = write!(text, "Content-Length: {}\r\n\r\n{body}", body.len());
     stream.write_all(text.as_bytes()).ok()?;
     let mut bytes = Vec::new();
     stream.read_to_end(&mut bytes).ok()?;

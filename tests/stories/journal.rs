@@ -8,12 +8,13 @@ use nix::{
 };
 
 use crate::harness::{SLOW, Stage, experiment, kill_step, slow_step, snapshot, story, visit};
+use crate::worker::Worker;
 
 /// A small disk of its own at the state directory, gone with the story's mount namespace.
 fn small_disk(stage: &Stage, flags: MsFlags) {
-    let state = stage.path("state");
-    fs::create_dir(&state).expect("made");
-    mount(Some("tmpfs"), &state, Some("tmpfs"), flags, Some("size=4m,mode=700")).expect("mounted");
+    let place = stage.path("state");
+    fs::create_dir(&place).expect("made");
+    mount(Some("tmpfs"), &place, Some("tmpfs"), flags, Some("size=4m,mode=700")).expect("mounted");
 }
 
 fn fill(path: &Path) {
@@ -32,7 +33,7 @@ fn assert_refused(stage: &mut Stage) {
         assert_eq!(run["verdict"], "refused", "{run:#}");
         assert_eq!(run["why"]["reason"], "journal_unavailable", "{run:#}");
     }
-    assert!(stage.workers.iter_mut().all(|worker| worker.lives()));
+    assert!(stage.workers.iter_mut().all(Worker::lives));
     assert!(visit(8002).expect("answers") < SLOW);
 }
 
@@ -112,7 +113,13 @@ fn a_journal_of_garbage_is_kept_and_nothing_begins() {
         assert_refused(stage);
         let host = stage.get("/v1/host");
         assert!(host["problems"].to_string().contains("journal_unavailable"), "{host:#}");
-        assert_eq!(stage.cli(&["status"]).status.code(), Some(0));
+        let output = stage.cli(&["status"]);
+        let words = String::from_utf8_lossy(&output.stdout);
+        assert_eq!(output.status.code(), Some(0), "{output:?}");
+        assert!(words.contains("shop") && words.contains("journal"), "{words}");
+        let file = stage.write("one.toml", &experiment("\"shop\"", &kill_step("shop", 1)));
+        let output = stage.cli(&["run", file.to_str().expect("UTF-8")]);
+        assert_eq!(output.status.code(), Some(3), "{output:?}");
         assert_eq!(stage.call("GET", "/readyz", "").status, 503);
         let halt = stage.call("PUT", "/v1/halt", "{\"reason\": \"a look\"}").expect(200);
         assert_eq!(halt["durable"], true, "{halt:#}");

@@ -10,9 +10,11 @@ mod worker;
 
 mod crash;
 mod floor;
+mod guard;
 mod journal;
 mod neighbours;
 mod policy;
 mod repeat;
 mod trouble;
+mod verdict;
 mod way_out;

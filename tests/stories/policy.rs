@@ -4,6 +4,7 @@
 use nix::sys::signal::Signal;
 
 use crate::harness::{SLOW, experiment, kill_step, slow_step, snapshot, story, visit};
+use crate::worker::Worker;
 
 #[test]
 fn a_leashed_agent_decides_and_touches_nothing() {
@@ -39,7 +40,7 @@ fn a_leashed_agent_decides_and_touches_nothing() {
         );
         let file = stage.write("slow.toml", &experiment("\"shop\"", &slow_step(8001, "200ms")));
         assert_eq!(stage.cli(&["run", file.to_str().expect("UTF-8")]).status.code(), Some(5));
-        assert!(stage.workers.iter_mut().all(|worker| worker.lives()));
+        assert!(stage.workers.iter_mut().all(Worker::lives));
     });
 }
 
@@ -60,7 +61,7 @@ fn in_a_freeze_nothing_runs() {
             assert_eq!(run["why"]["numbers"]["freeze"], "for ever", "{run:#}");
         }
         assert!(visit(8001).expect("answers") < SLOW);
-        assert!(stage.workers.iter_mut().all(|worker| worker.lives()));
+        assert!(stage.workers.iter_mut().all(Worker::lives));
     });
 }
 
@@ -89,7 +90,7 @@ fn a_policy_is_read_again_whole_or_not_at_all() {
         stage.calm("shop", 4);
         let run = stage.play(&experiment("\"shop\"", &kill_step("shop", 1)));
         assert_eq!(run["why"]["reason"], "leashed", "{run:#}");
-        assert!(stage.workers.iter_mut().all(|worker| worker.lives()));
+        assert!(stage.workers.iter_mut().all(Worker::lives));
     });
 }
 

@@ -14,6 +14,7 @@ use serde_json::Value;
 use crate::harness::{
     SLOW, Stage, cap_step, experiment, guests, kill_step, slow_step, snapshot, story, visit,
 };
+use crate::worker::Worker;
 
 /// From a death to the last undo. 10 ms on an idle machine (a benchmark shows that); machines that
 /// run tests are not idle.
@@ -97,7 +98,7 @@ fn breaks(stage: &mut Stage, within: Duration, reasons: &[&str], break_it: impl 
         assert_eq!(run["verdict"], "refused", "{run:#}");
         eprintln!("then: {}", run["why"]["message"]);
     }
-    assert!(stage.workers.iter_mut().all(|worker| worker.lives()));
+    assert!(stage.workers.iter_mut().all(Worker::lives));
     stage.assert_as_before(&before);
 }
 
