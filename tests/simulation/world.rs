@@ -67,6 +67,7 @@ pub struct Tally {
     pub reasons: BTreeMap<String, u64>,
 }
 
+#[expect(clippy::large_enum_variant, reason = "a queue of a test, short and short-lived")]
 enum Thing {
     /// For the engine.
     Event(Event),
@@ -190,7 +191,7 @@ impl World {
         host.advance(BEGIN.plus(Duration::from_secs(10)));
         let now = BEGIN.plus(Duration::from_secs(10));
         let policy = Arc::new(policy(&mut rng));
-        let engine = Engine::new(policy.clone(), facts(&*host), None);
+        let engine = Engine::new(policy.clone(), facts(&host), None);
         let runs_left = rng.random_range(1..4);
         let mut world = Self {
             seed,
@@ -257,7 +258,7 @@ impl World {
 
     /// Lives this life to its end. Panics where a promise is broken.
     pub fn live(&mut self) {
-        let give_up = self.now.plus(Duration::from_secs(300));
+        let give_up = self.now.plus(Duration::from_mins(5));
         let mut events = 0_u32;
         while let Some(entry) = self.queue.pop() {
             self.now = self.now.max(entry.at);
@@ -338,7 +339,7 @@ impl World {
             Effect::StopProbes { run } => drop(self.probes.remove(&run)),
             Effect::WatchExits(processes) => self.watched.extend(processes),
             Effect::PersistHalt { reason } => {
-                self.promise(false, &format!("the self-test holds: {reason}"))
+                self.promise(false, &format!("the self-test holds: {reason}"));
             }
             Effect::Planned { .. } => {}
             effect => {
@@ -594,7 +595,7 @@ impl World {
         self.promise(recovered.stuck.is_empty(), "recovery on a host that obeys leaves nothing stuck");
         self.same_as_before("after recovery");
         self.hands = Hands::new(self.host.clone());
-        self.engine = Engine::new(self.policy.clone(), facts(&*self.host), None);
+        self.engine = Engine::new(self.policy.clone(), facts(&self.host), None);
         let now = self.clock();
         let longest = self.policy.groups.iter().map(|group| group.removal.every).max().unwrap();
         let since = now.wall.checked_sub(longest).unwrap();
@@ -725,7 +726,7 @@ impl World {
         self.host.heal();
         *self.ledger.full.borrow_mut() = false;
         self.tell(Event::Shutdown);
-        let limit = self.now.plus(Duration::from_secs(60));
+        let limit = self.now.plus(Duration::from_mins(1));
         while !self.engine.is_idle() || self.engine.stuck() > 0 {
             let Some(entry) = self.queue.pop() else { break };
             self.now = self.now.max(entry.at);
