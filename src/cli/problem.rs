@@ -44,28 +44,11 @@ impl Problem {
             // The agent answers, and would not begin.
             503 if self.reason.as_deref() == Some("journal_unavailable") => Exit::Refused,
             401 | 403 | 502..=504 => Exit::Unreachable,
-            422 if !self.is_about_the_request() => Exit::Refused,
+            // The request is fine, and this host, as it is, will not or cannot do it.
+            409 => Exit::Refused,
             400..=499 => Exit::Usage,
             _ => Exit::Failed,
         }
-    }
-
-    /// The request itself is wrong, as opposed to what this host would make of it just now.
-    fn is_about_the_request(&self) -> bool {
-        const WORDS: [&str; 10] = [
-            "ambiguous_",
-            "body_",
-            "duplicate_",
-            "given_twice",
-            "idempotency_",
-            "invalid_",
-            "malformed_",
-            "unknown_experiment",
-            "unknown_field",
-            "unknown_query",
-        ];
-        let reason = self.reason.as_deref().unwrap_or("invalid_");
-        !self.errors.is_empty() || WORDS.iter().any(|word| reason.starts_with(word))
     }
 
     /// One paragraph, then the errors one by one.
@@ -126,14 +109,11 @@ mod tests {
 
     #[test]
     fn what_the_host_will_not_do_is_3_and_a_wrong_request_is_2() {
-        let exit =
-            |reason: &str| Problem::parse(422, format!(r#"{{"reason":"{reason}"}}"#).as_bytes()).exit();
-        for reason in ["nothing_matches", "unknown_group", "undeclared_group", "journal_unavailable"] {
-            assert_eq!(exit(reason), Exit::Refused, "{reason}");
-        }
-        for reason in ["invalid_experiment", "unknown_experiment", "idempotency_key_reused"] {
-            assert_eq!(exit(reason), Exit::Usage, "{reason}");
-        }
+        let exit = |status| Problem::parse(status, br#"{"reason":"some_reason"}"#).exit();
+        assert_eq!(exit(409), Exit::Refused);
+        assert_eq!(exit(422), Exit::Usage);
+        let journal = Problem::parse(503, br#"{"reason":"journal_unavailable"}"#);
+        assert_eq!(journal.exit(), Exit::Refused);
         assert_eq!(Problem::parse(422, b"?").exit(), Exit::Usage);
         assert_eq!(Problem::parse(404, b"{}").exit(), Exit::Usage);
     }
