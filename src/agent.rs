@@ -6,6 +6,7 @@
 use std::{
     path::{Path, PathBuf},
     sync::Arc,
+    thread,
     time::Duration,
 };
 
@@ -18,14 +19,16 @@ use tokio::{
 use crate::{
     api,
     config::Policy,
-    document, halt,
+    document,
+    fault::undo::{self, Undo},
+    halt,
     host::{
-        Host,
+        FaultId, Host,
         linux::{LinuxHost, clock},
     },
     journal::{Journal, Ledger as _, recovery},
     policy::{
-        engine::{Engine, HostFacts},
+        engine::{Engine, Event, HostFacts},
         time::Now,
     },
     probe::monitor::Monitors,
@@ -33,14 +36,17 @@ use crate::{
         History,
         event_loop::{EventLoop, Order, Parts},
         hands::Hands,
-        scribe::{Desk, Scribe},
+        scribe::{Desk, Job, Scribe},
     },
     view::{ReportView, RunView},
     warden::{Launch, Warden},
 };
 
 /// How long a shutdown waits for reverts that keep failing, at most. A second signal shortens it.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
+
+/// Between attempts to revert what a former agent left and recovery could not.
+const RECOVERY_RETRY: Duration = Duration::from_secs(5);
 
 /// Reads a policy file.
 ///
@@ -68,16 +74,22 @@ pub fn run(config: &Path) -> anyhow::Result<u32> {
     let warden = Warden::spawn(Launch::own())
         .inspect_err(|error| tracing::error!(%error, "the warden does not start"))
         .ok();
+    if let Some(pid) = warden.as_ref().and_then(Warden::pid)
+        && let Some(id) = host.processes().identify(pid)?
+    {
+        host.processes().protect(id, "it is the warden");
+    }
     let journal = open_journal(&policy.state);
     let mut engine = Engine::new(policy.clone(), facts(&*host), halted);
+    let mut leftovers = Leftovers::default();
     let history: Arc<dyn History> = match &journal {
         Ok(journal) => {
-            recover(journal, &*host, &mut engine);
+            leftovers = recover(journal, &*host, &mut engine);
             inherit(journal, &mut engine, clock());
             Arc::new(journal.reader().context("the journal cannot be opened for reading")?)
         }
         Err(error) => {
-            let _ = engine.handle(crate::policy::engine::Event::Journal(Err(error.clone())), clock());
+            let _ = engine.handle(Event::Journal(Err(error.clone())), clock());
             Arc::new(NoHistory(error.clone()))
         }
     };
@@ -93,6 +105,7 @@ pub fn run(config: &Path) -> anyhow::Result<u32> {
         clock: clock.clone(),
     };
     let (scribe, writer) = Scribe::start(desk)?;
+    finish_recovery(leftovers, host.clone(), scribe.clone(), events.0.clone());
     let processes = host.processes().clone();
     let monitors = {
         let _inside = runtime.enter();
@@ -176,18 +189,70 @@ fn open_journal(state: &Path) -> Result<Journal, String> {
     })
 }
 
+/// What recovery could not finish.
+#[derive(Default)]
+struct Leftovers {
+    /// Reverted, but the journal did not take it.
+    unrecorded: Vec<FaultId>,
+    /// Not reverted yet.
+    stuck: Vec<(FaultId, Undo)>,
+}
+
 /// Undoes what a former agent left, before anything is served.
-fn recover(journal: &Journal, host: &dyn Host, engine: &mut Engine) {
+fn recover(journal: &Journal, host: &dyn Host, engine: &mut Engine) -> Leftovers {
     match recovery::recover(journal, host, jiff::Timestamp::now()) {
         Ok(recovered) => {
-            let stuck = u32::try_from(recovered.stuck.len()).unwrap_or(u32::MAX);
-            engine.inherit_stuck(stuck);
+            engine.inherit_stuck(u32::try_from(recovered.stuck.len()).unwrap_or(u32::MAX));
+            let reverted = recovered.reverted.into_iter().map(|one| one.fault);
+            let open = journal.open_intents().map(|open| open.intents).unwrap_or_default();
+            let stuck = |fault: &FaultId| recovered.stuck.iter().any(|(other, _)| other == fault);
+            Leftovers {
+                unrecorded: if recovered.unrecorded.is_some() { reverted.collect() } else { Vec::new() },
+                stuck: open
+                    .into_iter()
+                    .filter(|intent| stuck(intent.fault()))
+                    .map(|intent| (intent.fault().clone(), intent.undo().clone()))
+                    .collect(),
+            }
         }
         Err(error) => {
             tracing::error!(%error, "what a former agent left cannot be known");
             engine.inherit_stuck(1);
+            Leftovers::default()
         }
     }
+}
+
+/// Goes on with what recovery could not finish, until it is done. Nothing is admitted meanwhile.
+fn finish_recovery(
+    leftovers: Leftovers,
+    host: Arc<LinuxHost>,
+    scribe: Scribe,
+    events: mpsc::UnboundedSender<Event>,
+) {
+    let close = |scribe: &Scribe, fault| {
+        scribe.write(Job::Close { fault, outcome: crate::journal::Outcome::Reverted });
+    };
+    leftovers.unrecorded.into_iter().for_each(|fault| close(&scribe, fault));
+    let mut stuck = leftovers.stuck;
+    if stuck.is_empty() {
+        return;
+    }
+    thread::spawn(move || {
+        while !stuck.is_empty() && !events.is_closed() {
+            thread::sleep(RECOVERY_RETRY);
+            let results = undo::revert(&*host, &stuck, &[]);
+            for (fault, result) in results {
+                if result.is_ok() {
+                    tracing::info!(fault = %fault.0, "reverted at last");
+                    stuck.retain(|(other, _)| *other != fault);
+                    close(&scribe, fault);
+                }
+            }
+            let _ =
+                events.send(Event::Inherited { stuck: u32::try_from(stuck.len()).unwrap_or(u32::MAX) });
+        }
+    });
 }
 
 /// Budgets survive restarts.

@@ -9,7 +9,9 @@ use api_support::*;
 #[tokio::test]
 async fn schemathesis_finds_no_violation() {
     let bench = Bench::start();
-    bench.begin().await;
+    // One that is over: the stream of a run that goes on has no end to wait for.
+    let request = bench.local().post("http://localhost/v1/runs").body(SHORT);
+    assert_eq!(Answer::of(request.header("content-type", "application/toml")).await.status, 202);
     let (url, tmp) = (bench.url(""), env!("CARGO_TARGET_TMPDIR"));
     let drive = move || {
         Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/openapi/run"))

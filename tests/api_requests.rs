@@ -340,6 +340,10 @@ async fn a_run_by_document_by_name_and_within_json() {
     }
     let plan = Answer::of(post(&bench, "/v1/plans", TOML, SHORT)).await;
     assert_eq!((plan.status, &plan.body["decision"]["verdict"]), (200, &json!("refuse")));
+    let body = SHORT.replace("\"short\"", "\"impossible\"");
+    let plan = Answer::of(post(&bench, "/v1/plans", TOML, body)).await;
+    plan.assert_problem(409, "nothing_matches");
+    assert_eq!(plan.body["numbers"], json!({ "step": 0 }));
 }
 
 #[tokio::test]

@@ -150,7 +150,7 @@ fn until(lines: &mut BufReader<ChildStdout>, wanted: &str) {
 #[test]
 fn a_run_passes_and_its_report_is_one_document() {
     let mut bench = Bench::start("1s");
-    let file = bench.kill("one", 1, "100ms");
+    let file = bench.kill("one", 1, "1s");
     let output = bench.vervet(&["--json", "run", &file, "--seed", "7"]);
     assert_eq!(code(&output), 0, "{}", text(&output));
     let report = json(&output);
@@ -205,7 +205,7 @@ fn what_matches_nothing_or_nobody_declared_is_refused() {
 #[test]
 fn a_plan_is_run_exactly_or_not_at_all() {
     let mut bench = Bench::start("1s");
-    let file = bench.kill("planned", 1, "100ms");
+    let file = bench.kill("planned", 1, "1s");
     let plan = json(&bench.vervet(&["--json", "plan", &file, "--seed", "3"]));
     let digest = plan["digest"].as_str().expect("a digest");
     let other = "0".repeat(64);
@@ -221,7 +221,7 @@ fn a_plan_is_run_exactly_or_not_at_all() {
 fn a_hypothesis_that_does_not_hold_is_1() {
     let bench = Bench::start("1s");
     let steps = "[[probe]]\nname = \"four\"\ngroup = \"sleepers\"\nexpect = { ready = 4 }\nevery = \"50ms\"\n\
-                 [[step]]\nname = \"wake\"\nfault = \"kill\"\nduration = \"500ms\"\n\
+                 [[step]]\nname = \"wake\"\nfault = \"kill\"\nduration = \"1s\"\n\
                  target = { group = \"sleepers\", pick = 1 }\n";
     let file = bench.file("fails", steps);
     let output = bench.vervet(&["run", &file]);
@@ -271,7 +271,7 @@ fn detach_watch_and_abort_work_together() {
 #[test]
 fn a_halt_refuses_until_it_is_released() {
     let mut bench = Bench::start("1s");
-    let file = bench.kill("halted", 1, "100ms");
+    let file = bench.kill("halted", 1, "1s");
     let output = bench.vervet(&["halt", "--reason", "outage in the shop"]);
     assert_eq!(code(&output), 0, "{}", text(&output));
     let status = bench.vervet(&["status"]);
@@ -294,7 +294,7 @@ fn a_halt_refuses_until_it_is_released() {
 #[test]
 fn names_are_looked_up_by_the_agent() {
     let bench = Bench::start("1s");
-    let file = bench.kill("known", 1, "100ms");
+    let file = bench.kill("known", 1, "1s");
     fs::copy(&file, bench.dir.path().join("lib/known.toml")).expect("copied");
     let output = bench.vervet(&["plan", "known"]);
     assert_eq!(code(&output), 0, "{}", text(&output));

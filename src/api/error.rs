@@ -161,10 +161,14 @@ impl From<RequestError> for Problem {
     }
 }
 
-/// What the loop says about a request is about what was asked: 422.
+/// The request was fine and this host, as it is, cannot do it: 409. Unless it cannot write just now.
 impl From<ReasonView> for Problem {
     fn from(why: ReasonView) -> Self {
-        Self::unprocessable(&why.reason, why.message).with_numbers(why.numbers)
+        let status = match why.reason.as_str() {
+            "journal_unavailable" | "release_not_durable" => StatusCode::SERVICE_UNAVAILABLE,
+            _ => StatusCode::CONFLICT,
+        };
+        Self::new(status, &why.reason, why.message).with_numbers(why.numbers)
     }
 }
 

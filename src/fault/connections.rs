@@ -24,19 +24,19 @@ pub fn is_total(cap: &Connections) -> bool {
     cap.max == Some(0) || cap.per_source == Some(0) || cap.new_per_second == Some(0)
 }
 
-/// Proven when the cap is in place and turned at least one attempt away, or closed a connection.
+/// Proven when the cap turned at least one attempt away, or closed a connection.
 #[must_use]
 pub fn effect(cap: &Connections, counters: &NetCounters) -> Effect {
     let NetCounters { in_place, matched, affected, closed, .. } = *counters;
     let limit = describe(cap);
-    let summary = if in_place {
+    let summary = if in_place || affected > 0 || closed > 0 {
         let closed = if closed > 0 { format!(", {closed} closed at the start") } else { String::new() };
         let reached = if affected == 0 { ": the cap was never reached" } else { "" };
         format!("{limit}: {matched} attempts, {affected} turned away{closed}{reached}")
     } else {
         format!("{limit}: the kernel no longer has the cap in place")
     };
-    Effect { proven: in_place && (affected > 0 || closed > 0), summary, counters: Some(*counters) }
+    Effect { proven: affected > 0 || closed > 0, summary, counters: Some(*counters) }
 }
 
 fn describe(cap: &Connections) -> String {

@@ -116,18 +116,20 @@ struct Writer {
     unwritten: Vec<(FaultId, journal::Outcome)>,
     /// The journal failed the last time.
     failing: bool,
+    /// Faults whose end is still to come: as long as there are any, the warden is looked after.
+    held: u32,
     pruned_at: Moment,
 }
 
 impl Writer {
     fn new(desk: Desk) -> Self {
         let pruned_at = (desk.clock)().mono;
-        Self { desk, unwritten: Vec::new(), failing: false, pruned_at }
+        Self { desk, unwritten: Vec::new(), failing: false, held: 0, pruned_at }
     }
 
     fn work(mut self, jobs: &mpsc::Receiver<Job>) {
         loop {
-            let job = if self.failing || !self.unwritten.is_empty() {
+            let job = if self.failing || !self.unwritten.is_empty() || self.held > 0 {
                 jobs.recv_timeout(RETRY)
             } else {
                 jobs.recv().map_err(|_| mpsc::RecvTimeoutError::Disconnected)
@@ -152,6 +154,7 @@ impl Writer {
                     {
                         tracing::warn!(%error, "the warden was not told that a fault is over");
                     }
+                    self.held = self.held.saturating_sub(1);
                     self.unwritten.push((fault, outcome));
                     next = jobs.try_recv().ok();
                 }
@@ -214,6 +217,7 @@ impl Writer {
             self.failing = true;
             return Err(NotDurable::Journal(error.to_string()));
         }
+        self.held += 1;
         if record.prepared.undo.restores.is_empty() {
             return Ok(());
         }
@@ -244,6 +248,17 @@ impl Writer {
     }
 
     fn retry(&mut self) {
+        if self.held > 0
+            && let Some(warden) = &mut self.desk.warden
+        {
+            match warden.check() {
+                Ok(overdue) if overdue.is_empty() => {}
+                Ok(overdue) => {
+                    tracing::error!(?overdue, "the warden had to revert what the agent was late with");
+                }
+                Err(error) => tracing::error!(%error, "there is no warden"),
+            }
+        }
         self.flush();
         if self.failing && self.desk.journal.is_ok() && self.written(journal::Ledger::probe_write) {
             tracing::info!("the journal takes writes again");
@@ -271,10 +286,13 @@ impl Writer {
         let now = (self.desk.clock)();
         if now.mono.since(self.pruned_at) >= PRUNE_EVERY {
             self.pruned_at = now.mono;
-            if let Ok(journal) = &self.desk.journal
-                && let Err(error) = journal.prune(now.wall)
-            {
-                tracing::warn!(%error, "old history could not be pruned");
+            if let Ok(journal) = &self.desk.journal {
+                match journal.prune(now.wall) {
+                    // More another time soon, not now: an injection may be waiting.
+                    Ok(pruned) if pruned.more => self.pruned_at = now.mono.minus(PRUNE_EVERY),
+                    Ok(_) => {}
+                    Err(error) => tracing::warn!(%error, "old history could not be pruned"),
+                }
             }
         }
     }

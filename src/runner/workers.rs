@@ -79,9 +79,9 @@ impl Queue {
     fn push(&self, task: Task, urgent: bool) {
         let mut lanes = self.lock();
         if urgent {
-            lanes.urgent.push_back(task)
+            lanes.urgent.push_back(task);
         } else {
-            lanes.ordinary.push_back(task)
+            lanes.ordinary.push_back(task);
         }
         drop(lanes);
         self.filled.notify_one();

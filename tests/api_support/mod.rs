@@ -203,7 +203,7 @@ type Keys = HashMap<(String, String), ([u8; 32], Uuid)>;
 fn obey(board: &Board, keys: &mut Keys, changes: &AtomicUsize, command: Command) {
     let count = || changes.fetch_add(1, Ordering::SeqCst);
     match command {
-        Command::Plan { experiment, seed, reply } => drop(reply.send(Ok(plan(&experiment, seed)))),
+        Command::Plan { experiment, seed, reply } => drop(reply.send(plan(&experiment, seed))),
         Command::Start { request, reply } => {
             let known =
                 request.idempotency.as_ref().map(|key| (request.caller.clone(), key.key.clone()));
@@ -332,8 +332,15 @@ fn run_view(request: &StartRequest) -> RunView {
     }
 }
 
-fn plan(experiment: &Experiment, seed: Option<u64>) -> PlanView {
-    PlanView {
+fn plan(experiment: &Experiment, seed: Option<u64>) -> Result<PlanView, RequestError> {
+    if experiment.title == "impossible" {
+        return Err(RequestError::Rejected(ReasonView {
+            reason: "nothing_matches".to_owned(),
+            message: "the selector matches no process".to_owned(),
+            numbers: json!({ "step": 0 }),
+        }));
+    }
+    Ok(PlanView {
         title: experiment.title.clone(),
         digest: "0123456789abcdef".to_owned(),
         seed: seed.unwrap_or(7),
@@ -345,7 +352,7 @@ fn plan(experiment: &Experiment, seed: Option<u64>) -> PlanView {
             },
         },
         steps: vec![],
-    }
+    })
 }
 
 /// A host with one group.

@@ -19,6 +19,8 @@ pub struct MemoryLedger {
     synced: RefCell<Pages>,
     /// The disk takes nothing.
     pub full: RefCell<bool>,
+    /// No power will be lost in this life: what was synced need not be kept apart.
+    pub safe: std::cell::Cell<bool>,
 }
 
 #[derive(Default, Clone)]
@@ -32,12 +34,13 @@ struct Pages {
 impl MemoryLedger {
     /// The machine dies: only what was synced is left.
     pub fn lose_power(&self) {
+        assert!(!self.safe.get());
         *self.now.borrow_mut() = self.synced.borrow().clone();
     }
 
-    pub fn durable_intents(&self) -> Vec<Intent> {
-        let synced = self.synced.borrow();
-        synced.intents.values().map(|(intent, _)| intent.clone()).collect()
+    /// Whether a durable intent is like this. (Intents are synced, so what is there is durable.)
+    pub fn any_intent(&self, like: impl Fn(&Intent) -> bool) -> bool {
+        self.now.borrow().intents.values().any(|(intent, _)| like(intent))
     }
 
     pub fn runs(&self) -> Vec<RunView> {
@@ -57,7 +60,7 @@ impl MemoryLedger {
             return Err(JournalError::DiskFull { path: PathBuf::from("memory") });
         }
         let value = work(&mut self.now.borrow_mut());
-        if sync {
+        if sync && !self.safe.get() {
             *self.synced.borrow_mut() = self.now.borrow().clone();
         }
         Ok(value)

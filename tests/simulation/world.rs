@@ -39,6 +39,7 @@ use vervet::{
 use crate::ledger::MemoryLedger;
 
 /// What the seed decided to try.
+#[expect(clippy::struct_excessive_bools, reason = "five independent switches")]
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Mischief {
     /// Instances die or fall ill by themselves.
@@ -66,6 +67,7 @@ pub struct Tally {
     pub reasons: BTreeMap<String, u64>,
 }
 
+#[expect(clippy::large_enum_variant, reason = "a few dozen are in the queue at a time")]
 enum Thing {
     /// For the engine.
     Event(Event),
@@ -189,7 +191,7 @@ impl World {
         host.advance(BEGIN.plus(Duration::from_secs(10)));
         let now = BEGIN.plus(Duration::from_secs(10));
         let policy = Arc::new(policy(&mut rng));
-        let engine = Engine::new(policy.clone(), facts(&*host), None);
+        let engine = Engine::new(policy.clone(), facts(&host), None);
         let runs_left = rng.random_range(1..4);
         let mut world = Self {
             seed,
@@ -219,6 +221,7 @@ impl World {
             tally: Tally::default(),
             trace: Vec::new(),
         };
+        world.ledger.safe.set(!world.mischief.crashes);
         world.set_out();
         world
     }
@@ -255,7 +258,7 @@ impl World {
 
     /// Lives this life to its end. Panics where a promise is broken.
     pub fn live(&mut self) {
-        let give_up = self.now.plus(Duration::from_secs(300));
+        let give_up = self.now.plus(Duration::from_mins(5));
         let mut events = 0_u32;
         while let Some(entry) = self.queue.pop() {
             self.now = self.now.max(entry.at);
@@ -320,7 +323,9 @@ impl World {
                 let _ = self.ledger.append_events(&[event]);
             }
             Effect::Save(run) => {
-                self.finished(&run);
+                if run.verdict.is_some() {
+                    self.finished(&run);
+                }
                 let _ = self.ledger.save_run(&run);
             }
             Effect::StartProbes { run, probes } => {
@@ -334,7 +339,7 @@ impl World {
             Effect::StopProbes { run } => drop(self.probes.remove(&run)),
             Effect::WatchExits(processes) => self.watched.extend(processes),
             Effect::PersistHalt { reason } => {
-                self.promise(false, &format!("the self-test holds: {reason}"))
+                self.promise(false, &format!("the self-test holds: {reason}"));
             }
             Effect::Planned { .. } => {}
             effect => {
@@ -590,7 +595,7 @@ impl World {
         self.promise(recovered.stuck.is_empty(), "recovery on a host that obeys leaves nothing stuck");
         self.same_as_before("after recovery");
         self.hands = Hands::new(self.host.clone());
-        self.engine = Engine::new(self.policy.clone(), facts(&*self.host), None);
+        self.engine = Engine::new(self.policy.clone(), facts(&self.host), None);
         let now = self.clock();
         let longest = self.policy.groups.iter().map(|group| group.removal.every).max().unwrap();
         let since = now.wall.checked_sub(longest).unwrap();
@@ -608,6 +613,7 @@ impl World {
         self.runs.clear();
         self.runs_left = self.runs_left.max(1);
         self.mischief.crashes = false;
+        self.ledger.safe.set(true);
         self.set_out();
     }
 
@@ -632,7 +638,7 @@ impl World {
 
     /// Nothing is injected without a durable undo.
     fn intended(&self, fault: &FaultId) {
-        let durable = self.ledger.durable_intents().iter().any(|intent| intent.fault() == fault);
+        let durable = self.ledger.any_intent(|intent| intent.fault() == fault);
         self.promise(durable, &format!("{} is durable before it is injected", fault.0));
     }
 
@@ -646,10 +652,9 @@ impl World {
         if fresh.is_empty() {
             return;
         }
-        let intents = self.ledger.durable_intents();
         for sent in fresh {
             self.tally.signals += 1;
-            let named = intents.iter().any(|intent| match &intent.prepared.target {
+            let named = self.ledger.any_intent(|intent| match &intent.prepared.target {
                 vervet::fault::Target::Processes { processes } => {
                     processes.iter().any(|p| p.id == sent.process)
                 }
@@ -665,7 +670,7 @@ impl World {
     fn check_removal(&mut self, id: ProcessId) {
         // Which group it was of; it may be dead by now.
         let Some(index) = (0..GROUPS.len()).find(|index| {
-            self.ledger.durable_intents().iter().any(|intent| match &intent.prepared.target {
+            self.ledger.any_intent(|intent| match &intent.prepared.target {
                 vervet::fault::Target::Processes { processes } => {
                     processes.iter().any(|p| p.id == id && p.name == KINDS[*index])
                 }
@@ -721,7 +726,7 @@ impl World {
         self.host.heal();
         *self.ledger.full.borrow_mut() = false;
         self.tell(Event::Shutdown);
-        let limit = self.now.plus(Duration::from_secs(60));
+        let limit = self.now.plus(Duration::from_mins(1));
         while !self.engine.is_idle() || self.engine.stuck() > 0 {
             let Some(entry) = self.queue.pop() else { break };
             self.now = self.now.max(entry.at);

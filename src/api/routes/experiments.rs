@@ -75,6 +75,7 @@ pub async fn list(State(app): State<Arc<App>>) -> Result<Json<ExperimentList>, P
     responses(
         (status = 200, body = ExperimentDocument),
         (status = 404, description = "The library has no experiment of this name"),
+        (status = 409, description = "The library has two files of this name"),
     ))]
 pub async fn one(
     State(app): State<Arc<App>>,
@@ -92,6 +93,7 @@ pub async fn one(
     responses(
         (status = 200, body = ExperimentDocument),
         (status = 404, description = "The library has no experiment of this name"),
+        (status = 409, description = "The library has two files of this name"),
     ))]
 pub async fn one_in_folder(
     State(app): State<Arc<App>>,

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use axum::{Extension, Json, extract::State, http::StatusCode};
+use axum::{Extension, Json, extract::State};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use utoipa::ToSchema;
@@ -14,7 +14,6 @@ use crate::{
         body::{Language, Received, json_object},
         error::Problem,
     },
-    runner::RequestError,
     view::HaltView,
 };
 
@@ -73,15 +72,8 @@ pub async fn release(
     State(app): State<Arc<App>>,
     Extension(caller): Extension<Caller>,
 ) -> Result<Json<Released>, Problem> {
-    match app.handle.release(caller.name).await {
-        Ok(released) => Ok(Json(Released { released })),
-        // Nothing is wrong with the request: the release could not be made durable.
-        Err(RequestError::Rejected(why)) => {
-            Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, &why.reason, why.message)
-                .with_numbers(why.numbers))
-        }
-        Err(error) => Err(error.into()),
-    }
+    let released = app.handle.release(caller.name).await?;
+    Ok(Json(Released { released }))
 }
 
 fn reason(body: &Received) -> Result<String, Problem> {

@@ -67,6 +67,7 @@ struct ListQuery {
     responses(
         (status = 200, body = PlanView),
         (status = 404, description = "The library has no experiment of this name"),
+        (status = 409, description = "Valid, and this host, as it is, cannot do it"),
     ))]
 pub async fn plan(
     State(app): State<Arc<App>>,
@@ -99,6 +100,7 @@ pub async fn plan(
             ("Idempotent-Replayed" = String, description = "`true` when the key began it before"),
         )),
         (status = 404, description = "The library has no experiment of this name"),
+        (status = 409, description = "Valid, and this host, as it is, cannot do it"),
     ))]
 pub async fn start(
     State(app): State<Arc<App>>,

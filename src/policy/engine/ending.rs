@@ -49,8 +49,16 @@ impl Engine {
             // Ending already, for another reason; what made it ask may be all that it waited for.
             return self.advance(id, now, out);
         }
+        let kind = match stop.verdict {
+            Verdict::Refused => "refused",
+            Verdict::Failed => "failed",
+            Verdict::Inconclusive => "inconclusive",
+            _ => "aborting",
+        };
+        let data = json!({ "why": stop.why.view(), "by": stop.by });
+        let message = stop.why.to_string();
         run.phase = Phase::Ending;
-        run.stop = Some(stop.clone());
+        run.stop = Some(stop);
         let steps: Vec<(usize, StepPhase)> =
             run.steps.iter().enumerate().map(|(at, step)| (at, step.phase)).collect();
         for (step, phase) in steps {
@@ -65,14 +73,7 @@ impl Engine {
                 _ => {}
             }
         }
-        let kind = match stop.verdict {
-            Verdict::Refused => "refused",
-            Verdict::Failed => "failed",
-            Verdict::Inconclusive => "inconclusive",
-            _ => "aborting",
-        };
-        let data = json!({ "why": stop.why.view(), "by": stop.by });
-        self.log(id, None, kind, stop.why.to_string(), data, now, out);
+        self.log(id, None, kind, message, data, now, out);
         self.advance(id, now, out);
     }
 

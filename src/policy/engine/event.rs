@@ -98,6 +98,10 @@ pub enum Event {
         step: usize,
         result: Result<(), Vec<String>>,
     },
+    /// So many faults of a former agent are still not reverted.
+    Inherited {
+        stuck: u32,
+    },
     /// Time has passed.
     Tick,
 }

@@ -148,6 +148,7 @@ impl Engine {
             Event::Measured { run, step, result } => self.on_measured(run, step, result, now, out),
             Event::Lapsed { run, step, error } => self.on_lapsed(run, step, error, now, out),
             Event::Reverted { run, step, result } => self.on_reverted(run, step, result, now, out),
+            Event::Inherited { stuck } => self.inherited_stuck = stuck,
             Event::Tick => {}
         }
         self.on_time(now, out);
@@ -156,17 +157,17 @@ impl Engine {
     /// When the engine wants a `Tick` at the latest, if nothing else happens.
     #[must_use]
     pub fn next_wake(&self) -> Option<Moment> {
-        let steps =
-            self.runs.values().flat_map(|run| run.steps.iter()).filter_map(|step| match step.phase {
-                StepPhase::Waiting { until } => Some(until),
-                StepPhase::InForce { deadline, escalate_at } => {
-                    let closing = steps::closing_at(step, deadline);
-                    Some(escalate_at.map_or(closing, |at| at.min(closing)))
-                }
-                StepPhase::Closing { deadline } => Some(deadline),
-                StepPhase::Reverting { retry_at, .. } => retry_at,
-                _ => None,
-            });
+        let specs = self.runs.values().flat_map(|run| run.steps.iter().zip(&run.experiment.steps));
+        let steps = specs.filter_map(|(step, spec)| match step.phase {
+            StepPhase::Waiting { until } => Some(until),
+            StepPhase::InForce { deadline, escalate_at } => {
+                let closing = steps::closing_at(step, spec, deadline);
+                Some(escalate_at.map_or(closing, |at| at.min(closing)))
+            }
+            StepPhase::Closing { deadline } => Some(deadline),
+            StepPhase::Reverting { retry_at, .. } => retry_at,
+            _ => None,
+        });
         let active = || self.runs.values().filter(|run| run.is_active());
         let phases = active().filter_map(|run| match run.phase {
             Phase::Recovering { deadline, .. } => Some(deadline),

@@ -6,7 +6,7 @@ use serde_json::json;
 use uuid::Uuid;
 
 use crate::{
-    experiment::FaultSpec,
+    experiment::{FaultSpec, Step},
     fault::{Effect as Measured, Injection, KERNEL_LEASE, Lease, Prepared, RENEW_EVERY, Target},
     host::{HostError, ProcessId},
     policy::{
@@ -27,16 +27,17 @@ use super::{
 
 /// How long a kill may take to show, beyond its escalation's grace, before it counts as without effect.
 const KILL_PATIENCE: Duration = Duration::from_secs(5);
-/// The last measurement of a network fault is taken this long before its end, while it still shows.
-const LAST_LOOK: Duration = Duration::from_millis(50);
+/// The last measurement of a network fault is taken this long before its end, while it still shows;
+/// of a short one at three quarters of its time.
+const LAST_LOOK: Duration = Duration::from_millis(250);
 /// Between failed reverts: doubling from the first to the second.
 const RETRY_FIRST: Duration = Duration::from_millis(100);
 const RETRY_LONGEST: Duration = Duration::from_secs(5);
 
 /// When the last measurement of a step in force is due.
-pub(super) fn closing_at(step: &StepRun, deadline: Moment) -> Moment {
+pub(super) fn closing_at(step: &StepRun, spec: &Step, deadline: Moment) -> Moment {
     match step.target {
-        Some(Target::Traffic { .. }) => deadline.minus(LAST_LOOK),
+        Some(Target::Traffic { .. }) => deadline.minus(LAST_LOOK.min(time_in_force(spec) / 4)),
         _ => deadline,
     }
 }
@@ -289,6 +290,8 @@ impl Engine {
                 }
                 let data = json!({ "lease": lease, "deadline": wall(deadline, now) });
                 self.log(id, Some(step), "injected", "injected".to_owned(), data, now, out);
+                // Should the agent die now, its record says what was in force.
+                self.save_again(id, now, out);
                 if stopped {
                     self.revert_step(id, step, now, out);
                 } else if lease == Some(Lease::None) {
@@ -480,13 +483,14 @@ impl Engine {
     pub(super) fn step_on_time(&mut self, id: Uuid, step: usize, now: Now, out: &mut Effects) {
         let Some(run) = self.runs.get_mut(&id) else { return };
         let leashed = run.leashed;
-        let spec = run.experiment.steps[step].fault.clone();
+        let spec = run.experiment.steps[step].clone();
         let state = &mut run.steps[step];
         let prepared = state.prepared.clone();
         match state.phase {
             StepPhase::Waiting { until } if until <= now.mono => self.resolve_step(id, step, out),
             StepPhase::InForce { deadline, escalate_at } => {
-                if let (Some(at), Some(prepared), FaultSpec::Kill(kill)) = (escalate_at, prepared, &spec)
+                if let (Some(at), Some(prepared), FaultSpec::Kill(kill)) =
+                    (escalate_at, prepared, &spec.fault)
                     && at <= now.mono
                     && let Some(then) = kill.then
                 {
@@ -498,7 +502,7 @@ impl Engine {
                     }
                 } else if leashed && deadline <= now.mono {
                     self.end_step(id, step, now, out);
-                } else if !leashed && closing_at(state, deadline) <= now.mono {
+                } else if !leashed && closing_at(state, &spec, deadline) <= now.mono {
                     let over =
                         if state.alive.is_empty() { deadline } else { now.mono.plus(KILL_PATIENCE) };
                     state.phase = StepPhase::Closing { deadline: over.max(deadline) };
@@ -571,7 +575,7 @@ fn charges_of(proposal: &Proposal) -> serde_json::Value {
 }
 
 /// How long a step is in force at most.
-fn time_in_force(step: &crate::experiment::Step) -> Duration {
+fn time_in_force(step: &Step) -> Duration {
     match &step.fault {
         FaultSpec::Kill(kill) => step.duration.unwrap_or_else(|| {
             kill.then.map(|then| then.after).unwrap_or_default().saturating_add(KILL_PATIENCE)

@@ -13,7 +13,7 @@ use crate::{
 const RUN: Uuid = Uuid::from_u128(0x0192_0000_0000_7000_8000_0000_0000_0001);
 
 fn at(ms: u64) -> Moment {
-    Moment::default().plus(Duration::from_secs(3600)).plus(Duration::from_millis(ms))
+    Moment::default().plus(Duration::from_hours(1)).plus(Duration::from_millis(ms))
 }
 
 fn member(pid: u32, ready: bool) -> Member {
@@ -56,7 +56,7 @@ fn kill(pids: &[u32]) -> Proposal {
 
 fn ask(group: &Group, proposal: &Proposal, now: Moment) -> Decision {
     ask_with(
-        Knowledge {
+        &Knowledge {
             against_all: None,
             limits: &default_limits(),
             groups: &BTreeMap::from([(group.policy.name.clone(), group.clone())]),
@@ -67,8 +67,8 @@ fn ask(group: &Group, proposal: &Proposal, now: Moment) -> Decision {
     )
 }
 
-fn ask_with(known: Knowledge<'_>, proposal: &Proposal, now: Moment) -> Decision {
-    decide(&known, proposal, now)
+fn ask_with(known: &Knowledge<'_>, proposal: &Proposal, now: Moment) -> Decision {
+    decide(known, proposal, now)
 }
 
 fn charge(group: &mut Group, proposal: &Proposal, now: Moment) {
@@ -217,7 +217,7 @@ fn headroom_counts_what_the_step_may_use_up_and_fails_closed() {
     let ask = |headroom, memory| {
         let known = Knowledge { against_all: None, limits: &limits, groups: &groups, headroom };
         let worst_case = WorstCase { memory, ..WorstCase::default() };
-        ask_with(known, &Proposal { worst_case, ..nothing.clone() }, at(0))
+        ask_with(&known, &Proposal { worst_case, ..nothing.clone() }, at(0))
     };
     assert_eq!(ask(Ok(stock(50)), 0), Decision::Admit);
     assert!(refusal(ask(Ok(stock(50)), 1)).contains("49 of 1000 bytes of memory"));
