@@ -22,7 +22,7 @@ use rig::{Agent, Namespace, Services, Workers, load};
 const MANY: u16 = 1000;
 /// The argument that makes this program the services.
 const SERVE: &str = "serve";
-const FIRST_PORT: u16 = 10_000;
+const SERVED: u16 = 8080;
 /// Steps of one experiment, at most.
 const STEPS: u16 = 64;
 
@@ -54,9 +54,8 @@ fn main() {
 
 /// Listens for what faults are for, until the bench is gone. Nobody needs to call it.
 fn serve() {
-    let ports = [8080, 8081].into_iter().chain(FIRST_PORT..FIRST_PORT + MANY);
-    let _listening: Vec<TcpListener> =
-        ports.map(|port| TcpListener::bind(("127.0.0.1", port)).expect("a port")).collect();
+    let _listening =
+        [SERVED, SERVED + 1].map(|port| TcpListener::bind(("127.0.0.1", port)).expect("a port"));
     println!("listening");
     let _ = std::io::stdin().read(&mut [0]);
 }
@@ -109,7 +108,7 @@ fn cap(at: u16, port: u16) -> Value {
 
 fn latency() -> Value {
     json!({
-        "name": "slow", "fault": "latency", "traffic": { "listen": 8080 }, "delay": "20ms", "duration": "1m",
+        "name": "slow", "fault": "latency", "traffic": { "listen": SERVED }, "delay": "20ms", "duration": "1m",
         "engine": "tap",
     })
 }
@@ -200,7 +199,7 @@ fn inject(namespace: &Namespace) {
     agent.until_sound();
     let eye = Eye::open(namespace);
     for (name, step, script) in
-        [("latency (tap)", latency(), SHELL_LATENCY), ("connections", cap(0, 8080), SHELL_CAP)]
+        [("latency (tap)", latency(), SHELL_LATENCY), ("connections", cap(0, SERVED), SHELL_CAP)]
     {
         let experiment = experiment(&["workers"], &[step]);
         let (mut ours, mut told, mut shell) = (Vec::new(), Vec::new(), Vec::new());
@@ -239,7 +238,7 @@ fn death(namespace: &Namespace) {
     let mut workers = Workers::new(1);
     let agent = Agent::new(namespace, &workers.group("workers", BRISK));
     let eye = Eye::open(namespace);
-    let experiment = experiment(&["workers"], &[latency(), cap(1, 8081)]);
+    let experiment = experiment(&["workers"], &[latency(), cap(1, SERVED + 1)]);
     let (mut ended, mut told) = (Vec::new(), Vec::new());
     for _ in 0..100 {
         workers.fill();
@@ -267,8 +266,7 @@ fn crowd(agent: &Agent<'_>) -> Duration {
     let began = Instant::now();
     let mut client = agent.client();
     for first in (0..MANY).step_by(STEPS.into()) {
-        let steps: Vec<Value> =
-            (0..STEPS.min(MANY - first)).map(|at| cap(at, FIRST_PORT + first + at)).collect();
+        let steps: Vec<Value> = (0..STEPS.min(MANY - first)).map(|at| cap(at, SERVED)).collect();
         client.run(&experiment(&[], &steps));
     }
     agent.until("/v1/faults", |faults| {
