@@ -45,7 +45,7 @@ fn main() {
         });
     }
     rate("self-tests of the limiter", || {
-        self_test(black_box(&limits), &groups, START).expect("it refuses")
+        self_test(black_box(&limits), &groups, START).expect("it refuses");
     });
     let mut engine = engine();
     let mut at = 0;

@@ -196,6 +196,8 @@ struct Leftovers {
     unrecorded: Vec<FaultId>,
     /// Not reverted yet.
     stuck: Vec<(FaultId, Undo)>,
+    /// Entries of the journal that cannot be read: nobody can tell what they left.
+    unreadable: usize,
 }
 
 /// Undoes what a former agent left, before anything is served.
@@ -205,14 +207,17 @@ fn recover(journal: &Journal, host: &dyn Host, engine: &mut Engine) -> Leftovers
             engine.inherit_stuck(u32::try_from(recovered.stuck.len()).unwrap_or(u32::MAX));
             let reverted = recovered.reverted.into_iter().map(|one| one.fault);
             let open = journal.open_intents().map(|open| open.intents).unwrap_or_default();
+            let unreadable = recovered.stuck.len();
             let stuck = |fault: &FaultId| recovered.stuck.iter().any(|(other, _)| other == fault);
+            let stuck: Vec<_> = open
+                .into_iter()
+                .filter(|intent| stuck(intent.fault()))
+                .map(|intent| (intent.fault().clone(), intent.undo().clone()))
+                .collect();
             Leftovers {
+                unreadable: unreadable.saturating_sub(stuck.len()),
                 unrecorded: if recovered.unrecorded.is_some() { reverted.collect() } else { Vec::new() },
-                stuck: open
-                    .into_iter()
-                    .filter(|intent| stuck(intent.fault()))
-                    .map(|intent| (intent.fault().clone(), intent.undo().clone()))
-                    .collect(),
+                stuck,
             }
         }
         Err(error) => {
@@ -234,7 +239,7 @@ fn finish_recovery(
         scribe.write(Job::Close { fault, outcome: crate::journal::Outcome::Reverted });
     };
     leftovers.unrecorded.into_iter().for_each(|fault| close(&scribe, fault));
-    let mut stuck = leftovers.stuck;
+    let (mut stuck, unreadable) = (leftovers.stuck, leftovers.unreadable);
     if stuck.is_empty() {
         return;
     }
@@ -249,8 +254,8 @@ fn finish_recovery(
                     close(&scribe, fault);
                 }
             }
-            let _ =
-                events.send(Event::Inherited { stuck: u32::try_from(stuck.len()).unwrap_or(u32::MAX) });
+            let left = u32::try_from(stuck.len() + unreadable).unwrap_or(u32::MAX);
+            let _ = events.send(Event::Inherited { stuck: left });
         }
     });
 }

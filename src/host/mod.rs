@@ -193,6 +193,9 @@ pub enum HostError {
     /// The request does not make sense on this host (no such namespace, name, user).
     #[error("{0}")]
     NotFound(String),
+    /// Its run was stopped before it began; nothing was done.
+    #[error("its run was stopped before it began")]
+    Stopped,
     /// The kernel said no.
     #[error("{doing}: {error}")]
     Kernel { doing: String, error: String },

@@ -112,7 +112,9 @@ pub fn still_holds(
             return Err(Reason::NoReading { group: touch.group.clone(), error: None });
         };
         sighted(group, now)?;
-        let (ready, floor) = (group.certain().unwrap_or(0), group.policy.floor);
+        // Its own charge is among those that come off: the same count as at admission.
+        let ready = group.effective().map_or(0, |(left, _)| left);
+        let floor = group.policy.floor;
         if ready < floor {
             return Err(Reason::BelowFloor { group: touch.group.clone(), ready, floor });
         }

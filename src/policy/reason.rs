@@ -60,6 +60,7 @@ pub enum Reason {
     InjectionFailed { step: String, error: String },
     AbortedBy { caller: String },
     AgentDied,
+    PolicyChanged,
 
     // What the verdict rests on.
     NotSteadyBefore { probe: String, last: Option<String> },
@@ -253,6 +254,9 @@ impl fmt::Display for Reason {
                 write!(f, "step {step:?} could not be injected: {error}")
             }
             Self::AbortedBy { caller } => write!(f, "aborted by {caller}"),
+            Self::PolicyChanged => f.write_str(
+                "the host's policy was changed while it ran; begin it again under the new one",
+            ),
             Self::AgentDied => {
                 f.write_str("the agent died in the middle of the run; its faults were undone")
             }

@@ -20,7 +20,7 @@ use crate::{
     journal,
     policy::{
         engine::{Effect, Engine, Event, Outcome, Start},
-        time::Now,
+        time::{Moment, Now},
     },
     probe::monitor::{Monitors, Observation},
     view::{EventView, HaltView, RunView},
@@ -61,9 +61,13 @@ pub enum Order {
 
 /// What comes back to the loop beside events.
 enum Note {
-    Looked { request: Box<StartRequest>, looked: Looked },
+    Looked {
+        request: Box<StartRequest>,
+        looked: Looked,
+    },
     HaltStored(bool),
-    Released(Result<(), String>),
+    /// With the number of halts asked for when the release was.
+    Released(u64, Result<(), String>),
 }
 
 type StartReply = oneshot::Sender<Result<Arc<RunView>, RequestError>>;
@@ -87,10 +91,16 @@ pub struct EventLoop<H> {
     looking: HashMap<(String, String), Vec<(StartRequest, StartReply)>>,
     halts: Vec<oneshot::Sender<HaltView>>,
     halt_stored: Option<bool>,
+    /// When the oldest unanswered halt was asked for, and how many were in all.
+    halt_asked: Option<Moment>,
+    halts_so_far: u64,
     releases: Vec<ReleaseReply>,
     stopping: bool,
     hurry: bool,
 }
+
+/// How long a halt's answer waits for the disk; after that it says that it is not durable (yet).
+const HALT_PATIENCE: Duration = Duration::from_millis(50);
 
 /// Requests that may wait before the API has to.
 const QUEUE: usize = 256;
@@ -135,6 +145,8 @@ impl<H: Host + 'static> EventLoop<H> {
             looking: HashMap::new(),
             halts: Vec::new(),
             halt_stored: None,
+            halt_asked: None,
+            halts_so_far: 0,
             releases: Vec::new(),
             stopping: false,
             hurry: false,
@@ -176,7 +188,9 @@ impl<H: Host + 'static> EventLoop<H> {
 
     fn next_wake(&self) -> Duration {
         let now = (self.parts.clock)().mono;
-        self.parts.engine.next_wake().map_or(Duration::from_hours(1), |at| at.since(now))
+        let halt = self.halt_asked.map(|at| at.plus(HALT_PATIENCE));
+        let wake = self.parts.engine.next_wake().into_iter().chain(halt).min();
+        wake.map_or(Duration::from_hours(1), |at| at.since(now))
     }
 
     fn handle(&mut self, event: Event) {
@@ -204,6 +218,10 @@ impl<H: Host + 'static> EventLoop<H> {
                     Ok(monitors) => {
                         self.parts.monitors.stop();
                         self.parts.monitors = monitors;
+                        // What the old ones saw belongs to the old policy.
+                        while let Ok(observation) = self.parts.observations.try_recv() {
+                            self.observe(observation);
+                        }
                         self.handle(Event::Reload(policy));
                     }
                     Err(error) => tracing::error!(%error, "the policy stays as it was"),
@@ -232,8 +250,12 @@ impl<H: Host + 'static> EventLoop<H> {
             }
             Command::Halt { reason, caller, reply } => {
                 self.halts.push(reply);
-                let since = (self.parts.clock)().wall;
-                if let Some(halt) = self.parts.engine.halted().filter(|halt| halt.durable) {
+                self.halts_so_far += 1;
+                let Now { mono, wall: since } = (self.parts.clock)();
+                self.halt_asked.get_or_insert(mono);
+                if let Some(halt) = self.parts.engine.halted().filter(|halt| halt.durable)
+                    && self.releases.is_empty()
+                {
                     // It is in force already; its reason and time stand.
                     let (reason, caller, since) = (halt.reason.clone(), halt.by.clone(), halt.since);
                     self.halt_stored = Some(true);
@@ -248,7 +270,8 @@ impl<H: Host + 'static> EventLoop<H> {
             Command::Release { reply, .. } => {
                 self.releases.push(reply);
                 let notes = self.notes.0.clone();
-                let answer = Box::new(move |result| drop(notes.send(Note::Released(result))));
+                let halts = self.halts_so_far;
+                let answer = Box::new(move |result| drop(notes.send(Note::Released(halts, result))));
                 self.parts.scribe.write(Job::Release { answer });
             }
         }
@@ -271,20 +294,22 @@ impl<H: Host + 'static> EventLoop<H> {
                     self.handle(Event::Halt { reason, caller, since, durable });
                 }
             }
-            Note::Released(result) => {
+            Note::Released(halts, result) => {
                 let released = self.parts.engine.halted().cloned();
                 let answer = match result {
+                    // Halted again since: the file of that halt was written after this release.
+                    Ok(()) if halts != self.halts_so_far => Err(rejected(
+                        "halted_again",
+                        "the host was halted again while the release was under way".to_owned(),
+                    )),
                     Ok(()) => {
                         self.handle(Event::Release);
                         Ok(released)
                     }
-                    Err(error) => Err(RequestError::Rejected(crate::view::ReasonView {
-                        reason: "release_not_durable".to_owned(),
-                        message: format!(
-                            "the halt stays in force, its release cannot be written: {error}"
-                        ),
-                        numbers: serde_json::json!({}),
-                    })),
+                    Err(error) => Err(rejected(
+                        "release_not_durable",
+                        format!("the halt stays in force, its release cannot be written: {error}"),
+                    )),
                 };
                 for reply in self.releases.drain(..) {
                     let _ = reply.send(answer.clone());
@@ -295,9 +320,13 @@ impl<H: Host + 'static> EventLoop<H> {
 
     /// A halt is answered when nothing is in force any more and it is known whether it will last.
     fn answer_halts(&mut self) {
-        if self.halts.is_empty() || self.halt_stored.is_none() || !self.parts.engine.is_quiet() {
+        let now = (self.parts.clock)().mono;
+        let late = self.halt_asked.is_some_and(|at| now.since(at) >= HALT_PATIENCE);
+        let known = self.halt_stored.is_some() || late;
+        if self.halts.is_empty() || !known || !self.parts.engine.is_quiet() {
             return;
         }
+        self.halt_asked = None;
         if let Some(halt) = self.parts.engine.halted().cloned() {
             for reply in self.halts.drain(..) {
                 let _ = reply.send(halt.clone());
@@ -418,8 +447,9 @@ impl<H: Host + 'static> EventLoop<H> {
             Effect::Inject { run, step, prepared, deadline } => self.mutator.run(move || {
                 report(hands.inject(run, step, &prepared, deadline, clock().mono));
             }),
-            Effect::Escalate { prepared, signal, .. } => {
-                self.mutator.run(move || hands.escalate(&prepared, signal));
+            Effect::Forbid(run) => hands.forbid(run),
+            Effect::Escalate { run, prepared, signal, .. } => {
+                self.mutator.run(move || hands.escalate(run, &prepared, signal));
             }
             Effect::Measure { run, step, prepared, injection } => {
                 self.looker.run(move || report(hands.measure(run, step, &prepared, &injection)));
@@ -431,12 +461,10 @@ impl<H: Host + 'static> EventLoop<H> {
                 hands.revert(&items).into_iter().for_each(report);
             }),
             Effect::Close { fault, outcome } => {
+                hands.let_go(&fault);
                 let outcome = match outcome {
                     Outcome::Reverted => journal::Outcome::Reverted,
-                    Outcome::NeverInjected => {
-                        hands.let_go(&fault);
-                        journal::Outcome::NeverInjected
-                    }
+                    Outcome::NeverInjected => journal::Outcome::NeverInjected,
                 };
                 self.parts.scribe.write(Job::Close { fault, outcome });
             }
@@ -515,6 +543,11 @@ impl<H: Host + 'static> EventLoop<H> {
             logs.retain(|id, _| known.contains(id));
         }
     }
+}
+
+fn rejected(reason: &str, message: String) -> RequestError {
+    let numbers = serde_json::json!({});
+    RequestError::Rejected(crate::view::ReasonView { reason: reason.to_owned(), message, numbers })
 }
 
 fn draw_seed() -> u64 {

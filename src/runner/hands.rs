@@ -5,7 +5,7 @@
 //! worker threads, the simulation in its own time.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{Arc, Mutex, PoisonError},
 };
 
@@ -28,6 +28,8 @@ use crate::{
 pub struct Hands<H> {
     /// Undos that are, or are about to be, in force.
     open: Mutex<BTreeMap<FaultId, Undo>>,
+    /// Runs that were stopped: what of them is still queued is not done any more.
+    stopped: Mutex<BTreeSet<Uuid>>,
     host: Arc<H>,
 }
 
@@ -36,7 +38,7 @@ pub type Lookup = (usize, FaultSpec, FaultId, u64);
 
 impl<H: Host> Hands<H> {
     pub fn new(host: Arc<H>) -> Self {
-        Self { open: Mutex::default(), host }
+        Self { open: Mutex::default(), stopped: Mutex::default(), host }
     }
 
     /// Looks up the targets of steps. Touches nothing.
@@ -89,9 +91,23 @@ impl<H: Host> Hands<H> {
         Event::Prepared { run, step, result }
     }
 
-    /// The fault was never injected: its undo is not open any more.
+    /// The fault is over, or was never injected: its undo is not open any more.
     pub fn let_go(&self, fault: &FaultId) {
         self.lock().remove(fault);
+    }
+
+    /// From now on nothing more is done for this run, whatever is queued. Undoing is.
+    pub fn forbid(&self, run: Uuid) {
+        let mut stopped = self.stopped.lock().unwrap_or_else(PoisonError::into_inner);
+        stopped.insert(run);
+        // Ids sort by time; a thousand runs later nothing of the oldest can be queued.
+        if stopped.len() > 1_000 {
+            stopped.pop_first();
+        }
+    }
+
+    fn is_forbidden(&self, run: Uuid) -> bool {
+        self.stopped.lock().unwrap_or_else(PoisonError::into_inner).contains(&run)
     }
 
     /// Injects. Whatever happens, a kernel lease never runs beyond `deadline`.
@@ -104,7 +120,9 @@ impl<H: Host> Hands<H> {
         now: Moment,
     ) -> Event {
         let lease = deadline.since(now).min(KERNEL_LEASE);
-        let result = if lease.is_zero() {
+        let result = if self.is_forbidden(run) {
+            Err(HostError::Stopped)
+        } else if lease.is_zero() {
             Err(HostError::Unavailable("its time was over before it could be injected".to_owned()))
         } else {
             fault::inject(&*self.host, prepared, lease)
@@ -113,7 +131,10 @@ impl<H: Host> Hands<H> {
     }
 
     /// The second signal of a kill. What came of it shows in the next measurement.
-    pub fn escalate(&self, prepared: &Prepared, signal: Signal) {
+    pub fn escalate(&self, run: Uuid, prepared: &Prepared, signal: Signal) {
+        if self.is_forbidden(run) {
+            return;
+        }
         if let Err(error) = fault::escalate(&*self.host, prepared, signal) {
             tracing::warn!(fault = %prepared.fault.0, %error, "escalation failed");
         }

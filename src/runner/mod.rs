@@ -188,8 +188,9 @@ impl Handle {
         let mut latest = log.latest.subscribe();
         let settled = latest
             .wait_for(|run| {
-                run.state == crate::view::RunState::Finished
-                    || run.cleanup == crate::view::Cleanup::Stuck
+                use crate::view::{Cleanup, RunState};
+                let undone = run.state == RunState::Reverting && run.cleanup != Cleanup::InForce;
+                run.state == RunState::Finished || run.cleanup == Cleanup::Stuck || undone
             })
             .await;
         match settled {

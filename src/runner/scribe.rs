@@ -4,6 +4,7 @@
 //! are kept here and tried again.
 
 use std::{
+    collections::BTreeSet,
     path::PathBuf,
     sync::{Arc, mpsc},
     thread,
@@ -99,7 +100,13 @@ impl Scribe {
         let thread = thread::Builder::new()
             .name("vervet-journal".to_owned())
             .stack_size(1 << 20)
-            .spawn(move || Writer::new(desk).work(&work))?;
+            .spawn(move || {
+                let work = || Writer::new(desk).work(&work);
+                // Nobody would hear of an undo that is not written: see `workers`.
+                if std::panic::catch_unwind(std::panic::AssertUnwindSafe(work)).is_err() {
+                    std::process::abort();
+                }
+            })?;
         Ok((Self { jobs }, thread))
     }
 
@@ -117,19 +124,19 @@ struct Writer {
     /// The journal failed the last time.
     failing: bool,
     /// Faults whose end is still to come: as long as there are any, the warden is looked after.
-    held: u32,
+    held: BTreeSet<FaultId>,
     pruned_at: Moment,
 }
 
 impl Writer {
     fn new(desk: Desk) -> Self {
         let pruned_at = (desk.clock)().mono;
-        Self { desk, unwritten: Vec::new(), failing: false, held: 0, pruned_at }
+        Self { desk, unwritten: Vec::new(), failing: false, held: BTreeSet::new(), pruned_at }
     }
 
     fn work(mut self, jobs: &mpsc::Receiver<Job>) {
         loop {
-            let job = if self.failing || !self.unwritten.is_empty() || self.held > 0 {
+            let job = if self.failing || !self.unwritten.is_empty() || !self.held.is_empty() {
                 jobs.recv_timeout(RETRY)
             } else {
                 jobs.recv().map_err(|_| mpsc::RecvTimeoutError::Disconnected)
@@ -154,7 +161,7 @@ impl Writer {
                     {
                         tracing::warn!(%error, "the warden was not told that a fault is over");
                     }
-                    self.held = self.held.saturating_sub(1);
+                    self.held.remove(&fault);
                     self.unwritten.push((fault, outcome));
                     next = jobs.try_recv().ok();
                 }
@@ -217,7 +224,7 @@ impl Writer {
             self.failing = true;
             return Err(NotDurable::Journal(error.to_string()));
         }
-        self.held += 1;
+        self.held.insert(record.prepared.fault.clone());
         if record.prepared.undo.restores.is_empty() {
             return Ok(());
         }
@@ -248,7 +255,7 @@ impl Writer {
     }
 
     fn retry(&mut self) {
-        if self.held > 0
+        if !self.held.is_empty()
             && let Some(warden) = &mut self.desk.warden
         {
             match warden.check() {

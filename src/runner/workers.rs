@@ -104,7 +104,13 @@ impl Queue {
             };
             drop(lanes);
             match task {
-                Some(task) => task(),
+                // Work that ends in a panic leaves nobody to undo: the end of the agent is the safe
+                // answer, because the warden then does, and the next start says what it found.
+                Some(task) => {
+                    if std::panic::catch_unwind(std::panic::AssertUnwindSafe(task)).is_err() {
+                        std::process::abort();
+                    }
+                }
                 None => return,
             }
         }

@@ -342,6 +342,7 @@ impl World {
                 self.promise(false, &format!("the self-test holds: {reason}"));
             }
             Effect::Planned { .. } => {}
+            Effect::Forbid(run) => self.hands.forbid(run),
             effect => {
                 let took = self.rng.random_range(20..3_000_u64);
                 let slow = if self.rng.random_bool(0.02) { 60_000 } else { 0 };
@@ -374,8 +375,8 @@ impl World {
                 self.intended(&prepared.fault);
                 vec![self.hands.inject(run, step, &prepared, deadline, self.now)]
             }
-            Effect::Escalate { prepared, signal, .. } => {
-                self.hands.escalate(&prepared, signal);
+            Effect::Escalate { run, prepared, signal, .. } => {
+                self.hands.escalate(run, &prepared, signal);
                 Vec::new()
             }
             Effect::Measure { run, step, prepared, injection } => {
@@ -385,12 +386,10 @@ impl World {
             Effect::Revert(items) => self.hands.revert(&items),
             Effect::Close { fault, outcome } => {
                 self.held.remove(&fault);
+                self.hands.let_go(&fault);
                 let outcome = match outcome {
                     Outcome::Reverted => journal::Outcome::Reverted,
-                    Outcome::NeverInjected => {
-                        self.hands.let_go(&fault);
-                        journal::Outcome::NeverInjected
-                    }
+                    Outcome::NeverInjected => journal::Outcome::NeverInjected,
                 };
                 self.unwritten.push((fault, outcome));
                 if self.ledger.close(&self.unwritten, self.clock().wall).is_ok() {

@@ -33,7 +33,7 @@ impl Engine {
         self.stop_all(AbortedBy::Shutdown, &Reason::Stopping, now, out);
     }
 
-    fn stop_all(&mut self, by: AbortedBy, why: &Reason, now: Now, out: &mut Effects) {
+    pub(super) fn stop_all(&mut self, by: AbortedBy, why: &Reason, now: Now, out: &mut Effects) {
         let ids: Vec<Uuid> =
             self.runs.values().filter(|run| run.is_active()).map(|run| run.id).collect();
         for id in ids {
@@ -59,21 +59,22 @@ impl Engine {
         let message = stop.why.to_string();
         run.phase = Phase::Ending;
         run.stop = Some(stop);
+        out.push(Effect::Forbid(id));
         let steps: Vec<(usize, StepPhase)> =
             run.steps.iter().enumerate().map(|(at, step)| (at, step.phase)).collect();
+        self.log(id, None, kind, message, data, now, out);
         for (step, phase) in steps {
             match phase {
                 StepPhase::Pending | StepPhase::Resolving | StepPhase::Waiting { .. } => {
                     self.skip(id, step);
                 }
-                StepPhase::InForce { .. } | StepPhase::Closing { .. } => {
+                StepPhase::InForce { .. } | StepPhase::Watching { .. } | StepPhase::Closing { .. } => {
                     self.revert_step(id, step, now, out);
                 }
                 // On its way to an injection: ends when the answer to what it waits for is there.
                 _ => {}
             }
         }
-        self.log(id, None, kind, message, data, now, out);
         self.advance(id, now, out);
     }
 

@@ -158,6 +158,8 @@ pub enum Effect {
         prepared: Arc<Prepared>,
         deadline: Moment,
     },
+    /// Nothing that is still queued for this run is done any more, undoing excepted.
+    Forbid(Uuid),
     /// The second signal of a kill. No answer.
     Escalate {
         run: Uuid,

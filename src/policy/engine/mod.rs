@@ -17,12 +17,12 @@ use crate::{
     host::{Ability, Headroom},
     policy::{
         calendar,
-        capacity::Group,
+        capacity::{Charge, Group},
         limiter::{Knowledge, WorstCase},
         reason::Reason,
         time::{Moment, Now},
     },
-    view::{EventView, HaltView, RunView},
+    view::{AbortedBy, EventView, HaltView, RunView},
 };
 
 mod ending;
@@ -106,7 +106,17 @@ impl Engine {
     /// They happened a little later than that, nobody knows when.
     pub fn inherit_removal(&mut self, group: &GroupName, count: u32, at: Moment) {
         if let Some(group) = self.groups.get_mut(group) {
-            group.ledger.record(at.plus(DECIDED_TO_DONE), count);
+            // As a charge, not on the budget only: a slow source may not show it yet.
+            group.charge(Charge {
+                run: Uuid::nil(),
+                step: 0,
+                instances: [].into(),
+                anonymous: count,
+                made_at: at.plus(DECIDED_TO_DONE),
+                in_force: false,
+                lethal: true,
+                going: [].into(),
+            });
         }
     }
 
@@ -133,7 +143,7 @@ impl Engine {
             }
             Event::Release => self.halted = None,
             Event::Shutdown => self.shutdown(now, out),
-            Event::Reload(policy) => self.reload(*policy, out),
+            Event::Reload(policy) => self.reload(*policy, now, out),
             Event::Reading { group, result } => self.on_reading(&group, result, now, out),
             Event::Lost { groups, process, at } => self.on_lost(&groups, process, at, now, out),
             Event::Headroom(headroom) => self.on_headroom(headroom, now, out),
@@ -164,7 +174,7 @@ impl Engine {
                 let closing = steps::closing_at(step, spec, deadline);
                 Some(escalate_at.map_or(closing, |at| at.min(closing)))
             }
-            StepPhase::Closing { deadline } => Some(deadline),
+            StepPhase::Watching { deadline } | StepPhase::Closing { deadline } => Some(deadline),
             StepPhase::Reverting { retry_at, .. } => retry_at,
             _ => None,
         });
@@ -185,9 +195,13 @@ impl Engine {
     /// No fault is in force or about to be, those excepted whose revert is known to be stuck.
     #[must_use]
     pub fn is_quiet(&self) -> bool {
-        self.runs.values().flat_map(|run| run.steps.iter()).all(|step| {
-            step.phase.is_stuck()
-                || !(step.phase.may_be_in_force() || matches!(step.phase, StepPhase::Committing { .. }))
+        // A stopped run whose undo is still on its way to the disk will not be injected.
+        let coming =
+            |run: &Run, phase| run.stop.is_none() && matches!(phase, StepPhase::Committing { .. });
+        self.runs.values().all(|run| {
+            run.steps.iter().all(|step| {
+                step.phase.is_stuck() || !(step.phase.may_be_in_force() || coming(run, step.phase))
+            })
         })
     }
 
@@ -250,7 +264,14 @@ impl Engine {
         }
     }
 
-    fn reload(&mut self, policy: Policy, out: &mut Effects) {
+    fn reload(&mut self, policy: Policy, now: Now, out: &mut Effects) {
+        let old = &self.policy;
+        let same = (&old.groups, &old.limits, &old.network, old.leashed)
+            == (&policy.groups, &policy.limits, &policy.network, policy.leashed);
+        if !same {
+            // What was admitted under other rules does not go on under these.
+            self.stop_all(AbortedBy::Operator, &Reason::PolicyChanged, now, out);
+        }
         let mut old = std::mem::take(&mut self.groups);
         for group in &policy.groups {
             let known = match old.remove(&group.name) {

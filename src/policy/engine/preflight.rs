@@ -6,10 +6,11 @@ use serde_json::json;
 use uuid::Uuid;
 
 use crate::{
-    experiment::{Check, Experiment},
+    experiment::{Check, Experiment, Start as When},
     host::{FaultId, HostError},
     policy::{
-        limiter::{self, Decision, Proposal, Touch},
+        capacity::Charge,
+        limiter::{self, Decision, Knowledge, Proposal, Touch},
         plan::{self, Hit, Resolution},
         reason::{Reason, as_ms},
         time::{Moment, Now},
@@ -126,10 +127,8 @@ impl Engine {
                 return self.refuse(id, Reason::PlanDiffers { planned, now: digest }, now, out);
             }
         }
-        for (step, hit) in hits.iter().enumerate() {
-            let proposal = propose(&experiment, id, step, hit);
-            if let Decision::Refuse(reason) = limiter::decide(&self.knowledge(now), &proposal, now.mono)
-            {
+        for decision in self.decide_all(&experiment, id, &hits, now) {
+            if let Decision::Refuse(reason) = decision {
                 return self.refuse(id, reason, now, out);
             }
         }
@@ -205,16 +204,36 @@ impl Engine {
             .collect()
     }
 
+    /// The limiter's answer to each step as if it began now; steps that begin together are charged
+    /// together. What earlier stages will have done by then nobody can know.
+    fn decide_all(&self, experiment: &Experiment, run: Uuid, hits: &[Hit], now: Now) -> Vec<Decision> {
+        let mut groups = self.groups.clone();
+        let mut decisions = Vec::with_capacity(hits.len());
+        for (step, hit) in hits.iter().enumerate() {
+            if experiment.steps[step].start == When::AfterPrevious {
+                groups.clone_from(&self.groups);
+            }
+            let known = Knowledge { groups: &groups, ..self.knowledge(now) };
+            let decision = limiter::decide(&known, &propose(experiment, run, step, hit), now.mono);
+            if decision == Decision::Admit {
+                for touch in hit.touches.iter().filter(|touch| touch.charge() > 0) {
+                    if let Some(group) = groups.get_mut(&touch.group) {
+                        group.charge(charge_of(run, step, touch, true, now.mono));
+                    }
+                }
+            }
+            decisions.push(decision);
+        }
+        decisions
+    }
+
     fn planned(&self, planning: &Planning, results: Resolutions, now: Now) -> Result<PlanView, Reason> {
         let Planning { experiment, seed } = planning;
         let hits = self.hits(experiment, *seed, results)?;
-        let known = self.knowledge(now);
+        let decisions = self.decide_all(experiment, Uuid::nil(), &hits, now);
         let mut overall = DecisionView::Admit;
         let mut steps = Vec::new();
-        for (index, hit) in hits.iter().enumerate() {
-            let spec = &experiment.steps[index];
-            let decision =
-                limiter::decide(&known, &propose(experiment, Uuid::nil(), index, hit), now.mono);
+        for ((hit, spec), decision) in hits.iter().zip(&experiment.steps).zip(decisions) {
             let decision = decision_view(decision, now);
             overall = worse(overall, &decision);
             steps.push(PlanStepView {
@@ -266,6 +285,20 @@ pub(super) fn hit_of(
             .collect();
     }
     Ok(hit)
+}
+
+/// What a touch takes from its group.
+pub(super) fn charge_of(run: Uuid, step: usize, touch: &Touch, lethal: bool, made_at: Moment) -> Charge {
+    Charge {
+        run,
+        step,
+        instances: if touch.charged { touch.hit.iter().copied().collect() } else { [].into() },
+        anonymous: touch.extra,
+        made_at,
+        in_force: true,
+        lethal,
+        going: [].into(),
+    }
 }
 
 pub(super) fn propose(experiment: &Experiment, run: Uuid, step: usize, hit: &Hit) -> Proposal {

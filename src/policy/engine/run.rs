@@ -116,6 +116,10 @@ pub enum StepPhase {
         deadline: Moment,
         escalate_at: Option<Moment>,
     },
+    /// A kill that has taken effect; the probes are asked a few times more.
+    Watching {
+        deadline: Moment,
+    },
     /// The last measurement is under way; at `deadline` it is over whatever comes.
     Closing {
         deadline: Moment,
@@ -148,6 +152,7 @@ impl StepPhase {
             self,
             Self::Injecting { .. }
                 | Self::InForce { .. }
+                | Self::Watching { .. }
                 | Self::Closing { .. }
                 | Self::Reverting { .. }
         )

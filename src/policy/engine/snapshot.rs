@@ -238,7 +238,9 @@ fn step_state(step: &StepRun, now: Now) -> (StepState, Option<jiff::Timestamp>) 
         StepPhase::Resolving | StepPhase::Preparing => StepState::Preparing,
         StepPhase::Waiting { until } => return (StepState::Waiting, Some(wall(until, now))),
         StepPhase::Committing { .. } | StepPhase::Injecting { .. } => StepState::Injecting,
-        StepPhase::InForce { .. } | StepPhase::Closing { .. } => StepState::InForce,
+        StepPhase::InForce { .. } | StepPhase::Watching { .. } | StepPhase::Closing { .. } => {
+            StepState::InForce
+        }
         StepPhase::Reverting { .. } => StepState::Reverting,
         StepPhase::Done => StepState::Done,
         StepPhase::Skipped => StepState::Skipped,

@@ -6,11 +6,10 @@ use serde_json::json;
 use uuid::Uuid;
 
 use crate::{
-    experiment::{FaultSpec, Step},
+    experiment::{Experiment, FaultSpec, Step},
     fault::{Effect as Measured, Injection, KERNEL_LEASE, Lease, Prepared, RENEW_EVERY, Target},
     host::{HostError, ProcessId},
     policy::{
-        capacity::Charge,
         limiter::{self, Decision, Proposal},
         plan::{self, Hit, Resolution},
         reason::Reason,
@@ -21,7 +20,7 @@ use crate::{
 
 use super::{
     Effect, Effects, Engine, Intent, Job, NotDurable, Outcome,
-    preflight::{hit_of, propose, resolve_steps, wall},
+    preflight::{charge_of, hit_of, propose, resolve_steps, wall},
     run::{Phase, STUCK_AFTER, StepPhase, StepRun, Stop},
 };
 
@@ -30,6 +29,8 @@ const KILL_PATIENCE: Duration = Duration::from_secs(5);
 /// The last measurement of a network fault is taken this long before its end, while it still shows;
 /// of a short one at three quarters of its time.
 const LAST_LOOK: Duration = Duration::from_millis(250);
+/// However rarely the probes ask, a kill without a duration is watched no longer than this.
+const LONGEST_LOOK: Duration = Duration::from_secs(30);
 /// Between failed reverts: doubling from the first to the second.
 const RETRY_FIRST: Duration = Duration::from_millis(100);
 const RETRY_LONGEST: Duration = Duration::from_secs(5);
@@ -110,30 +111,19 @@ impl Engine {
         now: Now,
         out: &mut Effects,
     ) {
+        let Some(run) = self.runs.get(&id) else { return };
+        let (leashed, spec) = (run.leashed, run.spec(step).fault.clone());
         for touch in &proposal.touches {
             if let Some(group) = self.groups.get_mut(&touch.group)
                 && touch.charge() > 0
             {
-                group.charge(Charge {
-                    run: id,
-                    step,
-                    instances: if touch.charged {
-                        touch.hit.iter().copied().collect()
-                    } else {
-                        [].into()
-                    },
-                    anonymous: touch.extra,
-                    made_at: now.mono,
-                    in_force: true,
-                    lethal: matches!(hit.target, Target::Processes { .. }),
-                    going: [].into(),
-                });
+                let lethal = told_to_end(&spec) && !leashed;
+                group.charge(charge_of(id, step, touch, lethal, now.mono));
             }
         }
         let charges = charges_of(proposal);
         let targets = plan::describe(&hit.target);
         let Some(run) = self.runs.get_mut(&id) else { return };
-        let leashed = run.leashed;
         let state = &mut run.steps[step];
         state.target = Some(hit.target.clone());
         state.touches = hit.touches;
@@ -194,6 +184,15 @@ impl Engine {
                 return self.limiter_stop(id, why, now, out);
             }
         };
+        if !same_target(run.steps[step].target.as_ref(), &prepared.target) && run.stop.is_none() {
+            // A name resolves otherwise by now, a device came or went: this was not admitted.
+            let planned = run.steps[step].target.as_ref().map(|target| (run.spec(step), target));
+            let planned = plan::digest(run.seed, planned);
+            let digest = plan::digest(run.seed, [(run.spec(step), &prepared.target)]);
+            run.steps[step].prepared = Some(prepared);
+            self.limiter_stop(id, Reason::PlanDiffers { planned, now: digest }, now, out);
+            return self.revert_step(id, step, now, out);
+        }
         if run.stop.is_some() {
             // Since it was prepared, what it shares with others may have been left to it.
             run.steps[step].prepared = Some(prepared);
@@ -278,7 +277,9 @@ impl Engine {
             _ => None,
         };
         let state = &mut run.steps[step];
-        state.injected_at = Some(now.wall);
+        if result != Err(HostError::Stopped) {
+            state.injected_at = Some(now.wall);
+        }
         match result {
             Ok(injection) => {
                 state.injection = injection;
@@ -298,6 +299,7 @@ impl Engine {
                     self.measure(id, step, out);
                 }
             }
+            Err(HostError::Stopped) => self.revert_step(id, step, now, out),
             Err(error) => {
                 let error = error.to_string();
                 state.errors.push(error.clone());
@@ -345,7 +347,14 @@ impl Engine {
         let proven = state.effect.as_ref().is_some_and(|effect| effect.proven);
         match state.phase {
             StepPhase::InForce { .. } if irreversible && proven && !lasting => {
-                self.end_step(id, step, now, out);
+                let watch =
+                    self.runs.get(&id).map(|run| time_to_ask(&run.experiment)).unwrap_or_default();
+                if watch.is_zero() {
+                    return self.end_step(id, step, now, out);
+                }
+                if let Some(run) = self.runs.get_mut(&id) {
+                    run.steps[step].phase = StepPhase::Watching { deadline: now.mono.plus(watch) };
+                }
             }
             StepPhase::Closing { .. } if irreversible => self.end_step(id, step, now, out),
             _ => {}
@@ -451,11 +460,11 @@ impl Engine {
         if real {
             out.push(Effect::Close { fault, outcome: Outcome::Reverted });
         }
-        let told_to_end = match &run.experiment.steps[step].fault {
-            FaultSpec::Kill(kill) => kill.signal.asks_to_end() || kill.then.is_some(),
-            _ => false,
+        let going = if told_to_end(&run.experiment.steps[step].fault) && real {
+            run.steps[step].alive.clone()
+        } else {
+            BTreeSet::new()
         };
-        let going = if told_to_end { run.steps[step].alive.clone() } else { BTreeSet::new() };
         for group in self.groups.values_mut() {
             group.settle_charge(id, step, &going);
         }
@@ -510,7 +519,9 @@ impl Engine {
                     self.step_on_time(id, step, now, out);
                 }
             }
-            StepPhase::Closing { deadline } if deadline <= now.mono => {
+            StepPhase::Watching { deadline } | StepPhase::Closing { deadline }
+                if deadline <= now.mono =>
+            {
                 self.revert_step(id, step, now, out);
             }
             StepPhase::Reverting { attempt, retry_at: Some(at) } if at <= now.mono => {
@@ -569,9 +580,25 @@ impl Engine {
     }
 }
 
+/// The fault is meant to be the end of its targets.
+fn told_to_end(spec: &FaultSpec) -> bool {
+    match spec {
+        FaultSpec::Kill(kill) => kill.signal.asks_to_end() || kill.then.is_some(),
+        _ => false,
+    }
+}
+
 fn charges_of(proposal: &Proposal) -> serde_json::Value {
     let charges = proposal.touches.iter().map(|touch| (touch.group.0.clone(), json!(touch.charge())));
     serde_json::Value::Object(charges.collect())
+}
+
+/// How long each probe takes to find out that it has missed too often: so long, at least, is
+/// watched what comes of a kill.
+fn time_to_ask(experiment: &Experiment) -> Duration {
+    let longest =
+        experiment.probes.iter().map(|probe| probe.every.saturating_mul(probe.tolerate + 1)).max();
+    longest.unwrap_or_default().min(LONGEST_LOOK)
 }
 
 /// How long a step is in force at most.

@@ -209,6 +209,8 @@ impl Engine {
                 let last = state.last_miss.clone();
                 self.refuse(id, Reason::NotSteadyBefore { probe: probe.name, last }, now, out);
             }
+            Phase::Steadying if !held => state.before = None,
+            Phase::Recovering { .. } if !held => state.after = None,
             Phase::Stage { .. } if too_many => {
                 let last = state.last_miss.clone().unwrap_or_default();
                 let (misses, tolerate) = (row, probe.tolerate);
