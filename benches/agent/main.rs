@@ -283,24 +283,21 @@ fn halt(namespace: &Namespace) {
     let mut agent = Agent::new(namespace, &workers.group("workers", ""));
     agent.until_sound();
     let eye = Eye::open(namespace);
-    let (mut gone, mut answered) = (Vec::new(), Vec::new());
-    for _ in 0..3 {
-        let took = crowd(&agent);
-        println!("  {MANY} faults in force after        {:8.1} ms (load {})", ms(took), load());
-        let mut client = agent.client();
-        eye.clear();
-        let began = Instant::now();
-        let (status, answer) =
-            client.call("PUT", "/v1/halt", Some(&json!({ "reason": "bench" }))).expect("an answer");
-        answered.push(began.elapsed());
-        assert_eq!(status, 200, "{answer:#}");
-        gone.push(eye.until(Seen::Gone, MANY.into()) - began);
-        let (status, answer) = agent.client().call("DELETE", "/v1/halt", None).expect("an answer");
-        assert_eq!(status, 200, "{answer:#}");
-        agent.until("/v1/faults", |faults| faults["faults"].as_array().is_some_and(Vec::is_empty));
-    }
-    println!("  halt of {MANY}: effects ended        {}   aim 50 ms", Times::new(gone).line());
-    println!("  halt of {MANY}: answered             {}   aim 50 ms", Times::new(answered).line());
+    let took = crowd(&agent);
+    println!("  {MANY} faults in force after        {:8.1} ms (load {})", ms(took), load());
+    let mut client = agent.client();
+    eye.clear();
+    let began = Instant::now();
+    let (status, answer) =
+        client.call("PUT", "/v1/halt", Some(&json!({ "reason": "bench" }))).expect("an answer");
+    let answered = began.elapsed();
+    assert_eq!(status, 200, "{answer:#}");
+    let gone = eye.until(Seen::Gone, MANY.into()) - began;
+    println!("  halt of {MANY}: effects ended        {:8.1} ms   aim 50 ms", ms(gone));
+    println!("  halt of {MANY}: answered             {:8.1} ms   aim 50 ms", ms(answered));
+    let (status, answer) = agent.client().call("DELETE", "/v1/halt", None).expect("an answer");
+    assert_eq!(status, 200, "{answer:#}");
+    agent.until("/v1/faults", |faults| faults["faults"].as_array().is_some_and(Vec::is_empty));
     crowd(&agent);
     agent.slay();
     eye.clear();

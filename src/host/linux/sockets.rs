@@ -1,19 +1,24 @@
 //! Who listens where: the kernel's table of TCP sockets, and the processes that hold them.
 //!
-//! Format of /proc/PID/net/tcp and tcp6: Documentation/networking/proc_net_tcp.rst in the kernel's
-//! source. A table belongs to a network namespace, so it is read through a process that is in it.
+//! The table belongs to a network namespace. The kernel is asked for the agent's own by sock_diag; those
+//! of others are read through a process that is in them. Format of /proc/PID/net/tcp and tcp6:
+//! Documentation/networking/proc_net_tcp.rst in the kernel's source.
 
 use std::{
     collections::HashMap,
     fs::File,
     io::{BufRead, BufReader},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    os::unix::ffi::OsStrExt,
     rc::Rc,
 };
 
 use rustix::io::Errno;
 
-use super::procfs::{Place, ProcFs};
+use super::{
+    net::diag,
+    procfs::{Place, ProcFs},
+};
 
 /// TCP_LISTEN, linux/tcp_states.h.
 const LISTEN: &[u8] = b"0A";
@@ -103,9 +108,25 @@ impl Namespaces {
         if let Some(table) = self.tables.get(&namespace) {
             return Ok((Rc::clone(table), elsewhere));
         }
-        let table = Rc::new(Table::read(place, true)?);
+        let table = Rc::new(match Self::asked(&namespace) {
+            Some(table) => table,
+            None => Table::read(place, true)?,
+        });
         self.tables.insert(namespace, Rc::clone(&table));
         Ok((table, elsewhere))
+    }
+}
+
+impl Namespaces {
+    /// The table of the namespace that this thread is in, by sock_diag. Reading /proc for it would have
+    /// the kernel walk every bucket of its connections, which are hundreds of thousands.
+    fn asked(namespace: &[u8]) -> Option<Table> {
+        let own = std::fs::read_link("/proc/thread-self/ns/net").ok()?;
+        if own.as_os_str().as_bytes() != namespace {
+            return None;
+        }
+        let listening = diag::listening().ok()?;
+        Some(Table(listening.into_iter().filter(|(inode, _)| *inode != 0).collect()))
     }
 }
 

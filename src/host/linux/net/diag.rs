@@ -3,7 +3,12 @@
 //! Layouts: linux/sock_diag.h, linux/inet_diag.h, sock_diag(7). A socket is destroyed by the identity and
 //! cookie that the dump gave, so one that took its place is never hit.
 
-use std::{collections::BTreeSet, net::IpAddr, os::unix::fs::MetadataExt, path::Path};
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, SocketAddr},
+    os::unix::fs::MetadataExt,
+    path::Path,
+};
 
 use rustix::io::Errno;
 
@@ -65,6 +70,16 @@ pub fn close(selection: &Selection) -> Result<u64, HostError> {
         }
     }
     Ok(closed)
+}
+
+/// The listening sockets of the calling thread's namespace: inode and local address.
+///
+/// # Errors
+/// When the kernel cannot list them.
+pub fn listening() -> Result<Vec<(u64, SocketAddr)>, NetlinkError> {
+    let mut socket = Socket::open(Family::SockDiag)?;
+    let all = dump(&mut socket, LISTENING)?;
+    Ok(all.into_iter().map(|open| (open.inode.into(), SocketAddr::from(open.local))).collect())
 }
 
 /// Whether this kernel closes sockets on request (`CONFIG_INET_DIAG_DESTROY`).

@@ -17,7 +17,7 @@ use crate::{
     host::{Ability, FaultId, HostError, NetCounters, NetPlan, NetSpec},
 };
 
-mod diag;
+pub(super) mod diag;
 mod install;
 pub(crate) mod line;
 mod link;
