@@ -60,7 +60,7 @@ fn what_is_installed_is_what_nft_and_tc_show() {
         "type filter hook output priority mangle + 10; policy accept;",
         "tcp sport 8080 goto body",
         "meta nfproto != @lease return",
-        "oif @devices counter name \"matched\" meta mark set meta mark & 0xff01ffff | 0x00010000",
+        "oif @slowed counter name \"matched\" meta mark set meta mark & 0xff01ffff | 0x00010000",
         "elements = { \"lo\" }",
     ] {
         assert!(nft.contains(words), "{words} not in {nft}");

@@ -492,7 +492,11 @@ impl Engine {
     pub(super) fn step_on_time(&mut self, id: Uuid, step: usize, now: Now, out: &mut Effects) {
         let Some(run) = self.runs.get_mut(&id) else { return };
         let leashed = run.leashed;
-        let spec = run.experiment.steps[step].clone();
+        if run.steps[step].phase.is_over() {
+            return;
+        }
+        let experiment = run.experiment.clone();
+        let spec = &experiment.steps[step];
         let state = &mut run.steps[step];
         let prepared = state.prepared.clone();
         match state.phase {
@@ -511,7 +515,7 @@ impl Engine {
                     }
                 } else if leashed && deadline <= now.mono {
                     self.end_step(id, step, now, out);
-                } else if !leashed && closing_at(state, &spec, deadline) <= now.mono {
+                } else if !leashed && closing_at(state, spec, deadline) <= now.mono {
                     let over =
                         if state.alive.is_empty() { deadline } else { now.mono.plus(KILL_PATIENCE) };
                     state.phase = StepPhase::Closing { deadline: over.max(deadline) };

@@ -344,9 +344,9 @@ impl Program {
         let mut rule = Rule::default();
         if selection.interface.is_none() {
             let elements = devices.iter().map(|index| Element::of(&index.to_ne_bytes())).collect();
-            self.set("devices", nft::KEY_DEVICE, SET_CONSTANT, None, elements);
+            self.set("slowed", nft::KEY_DEVICE, SET_CONSTANT, None, elements);
             rule =
-                rule.then("meta oif @devices", |e| e.meta(Meta::Oif, REG).lookup("devices", REG, false));
+                rule.then("meta oif @slowed", |e| e.meta(Meta::Oif, REG).lookup("slowed", REG, false));
         }
         let set = |e: Expressions| {
             e.meta(Meta::Mark, REG)
