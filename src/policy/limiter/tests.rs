@@ -182,6 +182,27 @@ fn a_counting_source_is_charged_until_it_has_settled() {
 }
 
 #[test]
+fn a_charged_step_is_asked_about_once_more_before_its_injection() {
+    let ask_again = |group: &Group, proposal: &Proposal, now| {
+        let groups = BTreeMap::from([(group.policy.name.clone(), group.clone())]);
+        still_holds(&groups, &proposal.touches, now).map_err(|reason| reason.code())
+    };
+    let count = |ready, at| Ok(Reading { ready, total: ready, taken_at: at, members: None });
+    for instances_are_known in [true, false] {
+        let mut group = four_of_floor_three();
+        if !instances_are_known {
+            group.observe(count(4, at(0)), at(0));
+        }
+        charge(&mut group, &kill(&[100]), at(10));
+        assert_eq!(ask_again(&group, &kill(&[100]), at(20)), Ok(()));
+        // Somebody else dies while the undo is on its way to the disk.
+        group.lost(ProcessId { pid: 101, start: 7 }, at(25));
+        let said = ask_again(&group, &kill(&[100]), at(30));
+        assert_eq!(said, Err("below_floor".to_owned()), "instances known: {instances_are_known}");
+    }
+}
+
+#[test]
 fn a_reading_too_bad_to_be_true_is_distrusted() {
     let mut group = four_of_floor_three();
     let trouble = group.observe(Ok(reading(0, 4, at(250))), at(250)).unwrap();
