@@ -80,22 +80,6 @@ pub fn revert(
         .collect()
 }
 
-/// Ends the effects of `undos` and leaves the cleaning up to a later [`revert`].
-pub fn cut(host: &dyn Host, undos: &[(FaultId, Undo)]) -> Vec<(FaultId, Result<(), Vec<String>>)> {
-    let mut errors: Vec<Vec<String>> = vec![Vec::new(); undos.len()];
-    let (items, owners) = batch(undos, &[], Phase::Cut, &[]);
-    for (result, owners) in host.restore(&items).into_iter().zip(owners) {
-        if let Err(error) = result {
-            owners.into_iter().for_each(|owner| errors[owner].push(error.to_string()));
-        }
-    }
-    undos
-        .iter()
-        .zip(errors)
-        .map(|((id, _), errors)| (id.clone(), if errors.is_empty() { Ok(()) } else { Err(errors) }))
-        .collect()
-}
-
 /// The order in which things are put back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
