@@ -9,6 +9,7 @@
 mod agent;
 mod guest;
 mod machine;
+mod measure;
 mod prepared;
 mod qmp;
 mod state;
@@ -16,3 +17,4 @@ mod story;
 mod workload;
 
 mod install;
+mod latency;

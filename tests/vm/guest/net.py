@@ -20,6 +20,8 @@ def serve(places):
         family = socket.AF_INET6 if ":" in address else socket.AF_INET
         sock = socket.socket(family)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         sock.bind((address, port))
         sock.listen(512)
         listeners[sock.fileno()] = sock

@@ -87,7 +87,7 @@ def processes():
             continue
         if state.group(1) in "Tt":
             print("stopped", group, name.group(1))
-        if "qemu-guest-agent" not in (group or "") and "vervet" not in (group or ""):
+        if name.group(1) != "(udev-worker)" and not re.search("qemu-guest-agent|vervet", group or ""):
             limits = read(f"/proc/{pid}/limits")
             nice = (read(f"/proc/{pid}/stat") or "").rpartition(")")[2].split()
             if limits and len(nice) > 17:
