@@ -16,5 +16,9 @@ mod state;
 mod story;
 mod workload;
 
+mod connections;
 mod install;
+mod kill;
 mod latency;
+mod namespaces;
+mod trouble;

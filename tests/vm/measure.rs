@@ -15,10 +15,6 @@ impl Times {
         self.0[self.0.len() / 2]
     }
 
-    pub fn most(&self) -> f64 {
-        self.0[self.0.len() - 1]
-    }
-
     /// What lies between these fractions of the sample: an emulated processor's worst is no property
     /// of the network.
     pub fn between(&self, low: f64, high: f64) -> (f64, f64) {
@@ -35,6 +31,19 @@ fn quantile(length: usize, fraction: f64) -> usize {
     ((length - 1) as f64 * fraction).round() as usize
 }
 
+/// What became of visitors who came at once.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Visits {
+    /// Who got an answer.
+    pub open: usize,
+    /// What the others were told, each.
+    pub turned_away: Vec<String>,
+}
+
+fn inside(netns: &str) -> String {
+    if netns.is_empty() { String::new() } else { format!("ip netns exec {netns} ") }
+}
+
 impl Guest {
     /// Round trips of a byte on one connection, seen from a network namespace or (empty) the host's own.
     #[track_caller]
@@ -42,16 +51,20 @@ impl Guest {
         self.times(netns, &format!("time {address} {port} {count}"))
     }
 
-    /// What new connections take.
+    /// Opens connections at once (`ADDRESS PORT COUNT …`), asks each for a page: what came of each.
     #[track_caller]
-    pub fn connects(&mut self, netns: &str, address: &str, port: u16, count: u32) -> Times {
-        self.times(netns, &format!("connect {address} {port} {count}"))
+    pub fn visits(&mut self, netns: &str, places: &str) -> Visits {
+        let said = self.check(&format!("{}/opt/test/net.py hold 0 {places}", inside(netns)));
+        let open = said.lines().filter(|line| *line == "open").count();
+        Visits {
+            open,
+            turned_away: said.lines().filter(|line| *line != "open").map(str::to_owned).collect(),
+        }
     }
 
     #[track_caller]
     fn times(&mut self, netns: &str, what: &str) -> Times {
-        let inside = if netns.is_empty() { String::new() } else { format!("ip netns exec {netns} ") };
-        let said = self.check(&format!("{inside}/opt/test/net.py {what}"));
+        let said = self.check(&format!("{}/opt/test/net.py {what}", inside(netns)));
         let mut times: Vec<f64> = said.lines().map(|line| line.parse().expect("a number")).collect();
         times.sort_by(f64::total_cmp);
         assert!(!times.is_empty(), "nothing was measured: {what}");

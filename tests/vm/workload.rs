@@ -8,6 +8,8 @@ use crate::guest::Guest;
 
 /// Where the owner's policy is.
 pub const POLICY: &str = "/etc/vervet/vervet.toml";
+/// Where experiments are put: not on the disk, which may be full. `guest/state.py` does not look here.
+const EXPERIMENT: &str = "/run/test/experiment.toml";
 /// The seconds of the guest's in which its service must be what it is told to be.
 pub const SOON: u32 = 60;
 
@@ -86,21 +88,19 @@ impl Guest {
     /// Runs an experiment to its end: the exit code, and the run.
     #[track_caller]
     pub fn play(&mut self, experiment: &str) -> (i64, Value) {
-        self.write_file("/tmp/experiment.toml", experiment);
-        let mut answer = self.vervet("run /tmp/experiment.toml");
+        self.write_file(EXPERIMENT, experiment);
+        let mut answer = self.vervet(&format!("run {EXPERIMENT}"));
         assert!(answer.value["run"].is_object(), "{}\n{}", answer.text, answer.stderr);
-        self.check("rm /tmp/experiment.toml");
         (answer.code, answer.value["run"].take())
     }
 
     /// Begins an experiment and waits until its last step is in force: the run's id.
     #[track_caller]
     pub fn in_force(&mut self, experiment: &str) -> String {
-        self.write_file("/tmp/experiment.toml", experiment);
-        let begun = self.vervet("run /tmp/experiment.toml --detach");
+        self.write_file(EXPERIMENT, experiment);
+        let begun = self.vervet(&format!("run {EXPERIMENT} --detach"));
         let id =
             begun["id"].as_str().unwrap_or_else(|| panic!("{}{}", begun.text, begun.stderr)).to_owned();
-        self.check("rm /tmp/experiment.toml");
         for _ in 0..SOON {
             let run = self.run_view(&id);
             let steps = run["steps"].as_array().cloned().unwrap_or_default();
