@@ -23,6 +23,7 @@ use crate::{
         time::{Moment, Now},
     },
     probe::monitor::{Monitors, Observation},
+    service::notify::Manager,
     view::{EventView, HaltView, RunView},
 };
 
@@ -46,6 +47,8 @@ pub struct Parts<H> {
     /// Both ends of the channel by which workers report.
     pub events: (mpsc::UnboundedSender<Event>, mpsc::UnboundedReceiver<Event>),
     pub history: Arc<dyn History>,
+    /// Hears from this very loop that it lives: one that hangs hears no order either.
+    pub manager: Arc<Manager>,
     pub clock: Arc<dyn Fn() -> Now + Send + Sync>,
 }
 
@@ -189,7 +192,8 @@ impl<H: Host + 'static> EventLoop<H> {
     fn next_wake(&self) -> Duration {
         let now = (self.parts.clock)().mono;
         let halt = self.halt_asked.map(|at| at.plus(HALT_PATIENCE));
-        let wake = self.parts.engine.next_wake().into_iter().chain(halt).min();
+        let ping = self.parts.manager.next_ping();
+        let wake = self.parts.engine.next_wake().into_iter().chain(halt).chain(ping).min();
         wake.map_or(Duration::from_hours(1), |at| at.since(now))
     }
 
@@ -226,6 +230,7 @@ impl<H: Host + 'static> EventLoop<H> {
                     }
                     Err(error) => tracing::error!(%error, "the policy stays as it was"),
                 }
+                self.parts.manager.ready();
             }
             Order::Stop | Order::Hurry => {
                 self.hurry |= matches!(order, Order::Hurry);
@@ -517,12 +522,15 @@ impl<H: Host + 'static> EventLoop<H> {
         let runs = self.parts.engine.run_views(now);
         self.publish_logs(&runs);
         let engine = &self.parts.engine;
-        self.snapshot.send_replace(Arc::new(Snapshot {
+        let snapshot = Snapshot {
             host: engine.host_view(now),
             groups: engine.group_views(now),
             faults: engine.fault_views(now),
             runs,
-        }));
+        };
+        self.parts.manager.ping(now.mono);
+        self.parts.manager.status(&snapshot);
+        self.snapshot.send_replace(Arc::new(snapshot));
     }
 
     fn publish_logs(&self, runs: &[Arc<RunView>]) {
