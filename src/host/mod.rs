@@ -93,6 +93,8 @@ pub struct NetSpec {
     pub mark_mask: u32,
     /// Local TCP ports that stay untouched whatever matches: the API's. SSH's are added by the host.
     pub exempt_ports: Vec<u16>,
+    /// The local processes that own the traffic, if they were looked up a moment ago.
+    pub local: Option<Vec<Candidate>>,
 }
 
 /// What happens to matching traffic.

@@ -107,7 +107,10 @@ impl Host for LinuxHost {
         exempt.extend(self.processes.ssh_ports()?);
         let spec = NetSpec { exempt_ports: exempt.into_iter().collect(), ..spec.clone() };
         let mut plan = self.net.plan(&spec, open)?;
-        plan.local = self.owners(&spec.traffic)?;
+        plan.local = match spec.local {
+            Some(local) => local,
+            None => self.owners(&spec.traffic)?,
+        };
         Ok(plan)
     }
 
