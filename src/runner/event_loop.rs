@@ -23,7 +23,7 @@ use crate::{
         time::{Moment, Now},
     },
     probe::monitor::{Monitors, Observation},
-    service::notify::Manager,
+    service::{notify::Manager, story::Line},
     view::{EventView, HaltView, RunView},
 };
 
@@ -502,9 +502,9 @@ impl<H: Host + 'static> EventLoop<H> {
     }
 
     fn log(&self, event: EventView) {
-        tracing::info!(
-            run = %event.run, step = event.step, kind = event.kind, data = %event.data, "{}", event.message
-        );
+        if let Some(run) = self.parts.engine.run(event.run) {
+            Line::of(&event, run).tell(&event, run);
+        }
         let log = self.logs.read().unwrap_or_else(PoisonError::into_inner).get(&event.run).cloned();
         if let Some(log) = log {
             let mut events = log.events.lock().unwrap_or_else(PoisonError::into_inner);
