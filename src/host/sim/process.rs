@@ -128,6 +128,21 @@ impl Processes {
         }
     }
 
+    /// The processes in this cgroup or below it, and whether a supervisor owes it another one.
+    pub(super) fn in_cgroup(&self, cgroup: &str) -> (Vec<ProcessId>, bool) {
+        let inside = self.by_pid.values().filter(|each| is_within(&each.candidate.cgroup, cgroup));
+        let owed = self.due.values().any(|like| is_within(&like.cgroup, cgroup));
+        (inside.map(|each| each.candidate.id).collect(), owed)
+    }
+
+    /// Ends all that runs in this cgroup, and what its supervisor owes it.
+    pub(super) fn empty_cgroup(&mut self, cgroup: &str, now: Moment) {
+        for id in self.in_cgroup(cgroup).0 {
+            self.die(id, now);
+        }
+        self.due.retain(|_, like| !is_within(&like.cgroup, cgroup));
+    }
+
     /// Starts what supervisors owe up to `now`.
     pub(super) fn advance(&mut self, now: Moment) {
         while let Some(entry) = self.due.first_entry() {
