@@ -20,6 +20,7 @@ use crate::{
 
 pub mod linux;
 pub mod sim;
+pub mod unit;
 
 /// A process for as long as it lives: the pid alone may be reused, the pair is not.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -42,6 +43,9 @@ pub struct Candidate {
     pub uid: u32,
     /// Path below the cgroup2 mount, `/` where there is none.
     pub cgroup: String,
+    /// The unit of the system's manager that it belongs to, by its cgroup.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unit: Option<String>,
     /// TCP ports that it listens on. Filled for members of groups, and where a selector asks.
     pub listens: Vec<u16>,
     pub kernel_thread: bool,
