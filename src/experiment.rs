@@ -234,6 +234,9 @@ pub struct ProcessSelector {
     /// A member of this capacity group.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub group: Option<GroupName>,
+    /// Belongs to a systemd unit whose name matches this pattern, as `systemctl` takes it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unit: Option<String>,
     /// `comm`, exactly.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,

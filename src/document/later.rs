@@ -68,10 +68,6 @@ pub fn in_experiment(key: &str) -> Option<Known> {
 /// Keys of process selectors.
 pub fn in_processes(key: &str) -> Option<Known> {
     match key {
-        "unit" => later(
-            "the selector `unit`",
-            "select by cgroup: `cgroup = \"/system.slice/NAME.service\"` is a unit's",
-        ),
         "container" => later("the selector `container`", "select by `cgroup`, `exe` or `cmdline`"),
         _ => None,
     }

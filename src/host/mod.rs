@@ -20,6 +20,7 @@ use crate::{
 
 pub mod linux;
 pub mod sim;
+pub mod unit;
 
 /// A process for as long as it lives: the pid alone may be reused, the pair is not.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -42,6 +43,9 @@ pub struct Candidate {
     pub uid: u32,
     /// Path below the cgroup2 mount, `/` where there is none.
     pub cgroup: String,
+    /// The unit of the system's manager that it belongs to, by its cgroup.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unit: Option<String>,
     /// TCP ports that it listens on. Filled for members of groups, and where a selector asks.
     pub listens: Vec<u16>,
     pub kernel_thread: bool,
@@ -157,6 +161,69 @@ pub struct NetCounters {
     pub mean_delay_us: Option<u64>,
 }
 
+/// A unit of the service manager, as it is at one instant.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Unit {
+    /// Its exact name, with its kind: `checkout@1.service`.
+    pub name: String,
+    /// `loaded`, `not-found`, `masked`, ...
+    pub load: String,
+    /// `active`, `reloading`, `inactive`, `failed`, `activating`, `deactivating`.
+    pub active: String,
+    /// The finer state, by the kind of unit: `running`, `exited`, `listening`, ...
+    pub sub: String,
+    /// The pid of a service's main process, while it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub main_pid: Option<u32>,
+    /// Path of its cgroup below the root of the hierarchy, while it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cgroup: Option<String>,
+    /// Names this start of the unit, in hexadecimal digits; empty for one that never ran.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub invocation: String,
+}
+
+impl Unit {
+    /// It runs, or is on its way to.
+    #[must_use]
+    pub fn is_up(&self) -> bool {
+        matches!(&*self.active, "active" | "reloading" | "refreshing" | "activating")
+    }
+}
+
+/// A unit with what a stop of it would mean.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct UnitDetail {
+    pub unit: Unit,
+    /// Made by a program and not by a file: once stopped it cannot be started again.
+    pub transient: bool,
+    pub can_start: bool,
+    pub can_stop: bool,
+    /// A job is queued for it or running.
+    pub job: bool,
+    /// Units that systemd stops with it if they are active, each named by its own dependency on it.
+    pub stopped_with: Vec<String>,
+}
+
+/// A job for a unit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum UnitVerb {
+    Start,
+    Stop,
+    Restart,
+}
+
+impl std::fmt::Display for UnitVerb {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Start => "start",
+            Self::Stop => "stop",
+            Self::Restart => "restart",
+        })
+    }
+}
+
 /// Free and total of what a host can run out of. `None`: this host has no such thing (conntrack
 /// not in use). An unreadable figure is an error, never `None`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
@@ -249,6 +316,26 @@ pub trait Host: Send + Sync {
     /// # Errors
     /// When the kernel cannot be asked.
     fn counters(&self, plan: &NetPlan) -> Result<NetCounters, HostError>;
+
+    /// The service manager's units whose names match one of the globs, sorted by name. Only those
+    /// that it has in memory: every one that runs is.
+    ///
+    /// # Errors
+    /// When there is no service manager, or it does not answer in time.
+    fn units(&self, globs: &[&str]) -> Result<Vec<Unit>, HostError>;
+
+    /// One unit with what a stop of it would mean; `None` when there is none of this name.
+    ///
+    /// # Errors
+    /// When there is no service manager, or it does not answer in time.
+    fn unit(&self, name: &str) -> Result<Option<UnitDetail>, HostError>;
+
+    /// Gives the service manager a job for a unit, in place of whatever is queued for it. Returns
+    /// when it is queued, not when it is done.
+    ///
+    /// # Errors
+    /// When the service manager does not take it.
+    fn unit_job(&self, name: &str, verb: UnitVerb) -> Result<(), HostError>;
 
     /// Puts things back; one result each, in order. "Already gone" is success. Works without any
     /// memory of this process: after a crash, when the thing was never made, and twice.

@@ -149,7 +149,10 @@ pub fn describe(target: &Target) -> Vec<String> {
     match target {
         Target::Processes { processes } => processes
             .iter()
-            .map(|process| format!("pid {} {} ({})", process.id.pid, process.name, process.cmdline))
+            .map(|process| {
+                let unit = process.unit.as_ref().map(|unit| format!(" of {unit}")).unwrap_or_default();
+                format!("pid {} {}{unit} ({})", process.id.pid, process.name, process.cmdline)
+            })
             .collect(),
         Target::Traffic { plan } => {
             let engine = match plan.engine {

@@ -14,7 +14,7 @@ use vervet::{
     fault::undo::{Restore, Undo},
     host::{
         Ability, Candidate, Delivery, FaultId, Headroom, Host, HostError, NetCounters, NetPlan, NetSpec,
-        ProcessId, ProcessState,
+        ProcessId, ProcessState, Unit, UnitDetail, UnitVerb,
     },
 };
 
@@ -63,6 +63,15 @@ impl Host for FileHost {
         leases.iter().map(|_| Self::no()).collect()
     }
     fn counters(&self, _: &NetPlan) -> Result<NetCounters, HostError> {
+        Self::no()
+    }
+    fn units(&self, _: &[&str]) -> Result<Vec<Unit>, HostError> {
+        Self::no()
+    }
+    fn unit(&self, _: &str) -> Result<Option<UnitDetail>, HostError> {
+        Self::no()
+    }
+    fn unit_job(&self, _: &str, _: UnitVerb) -> Result<(), HostError> {
         Self::no()
     }
     fn restore(&self, items: &[Restore]) -> Vec<Result<(), HostError>> {

@@ -15,7 +15,7 @@ use crate::{
     fault::undo::{Restore, Undo},
     host::{
         Ability, Candidate, Delivery, Headroom, Host, HostError, NetCounters, NetPlan, NetSpec,
-        ProcessId, ProcessState,
+        ProcessId, ProcessState, Unit, UnitDetail, UnitVerb,
     },
 };
 
@@ -30,22 +30,35 @@ pub mod selector;
 pub mod sockets;
 pub mod stat;
 pub mod sys;
+pub mod systemd;
 
 use net::Net;
 use process::Processes;
+use systemd::Systemd;
 
 /// This machine.
 #[derive(Debug)]
 pub struct LinuxHost {
     processes: Arc<Processes>,
     net: Net,
+    systemd: Arc<Systemd>,
 }
 
 impl LinuxHost {
     /// # Errors
     /// When there is no /proc to read.
     pub fn new() -> Result<Self, HostError> {
-        Ok(Self { processes: Arc::new(Processes::new(Path::new("/proc"))?), net: Net::new() })
+        Ok(Self {
+            processes: Arc::new(Processes::new(Path::new("/proc"))?),
+            net: Net::new(),
+            systemd: Arc::new(Systemd::new()),
+        })
+    }
+
+    /// The service manager, shared with the monitors.
+    #[must_use]
+    pub fn systemd(&self) -> &Arc<Systemd> {
+        &self.systemd
     }
 
     /// The process table, shared with the monitors.
@@ -124,6 +137,18 @@ impl Host for LinuxHost {
 
     fn counters(&self, plan: &NetPlan) -> Result<NetCounters, HostError> {
         self.net.counters(plan)
+    }
+
+    fn units(&self, globs: &[&str]) -> Result<Vec<Unit>, HostError> {
+        self.systemd.units(globs)
+    }
+
+    fn unit(&self, name: &str) -> Result<Option<UnitDetail>, HostError> {
+        self.systemd.unit(name)
+    }
+
+    fn unit_job(&self, name: &str, verb: UnitVerb) -> Result<(), HostError> {
+        self.systemd.job(name, verb, None).map(drop)
     }
 
     fn restore(&self, items: &[Restore]) -> Vec<Result<(), HostError>> {

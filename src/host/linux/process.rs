@@ -341,11 +341,12 @@ pub(super) fn describe(
     let cmdline = String::from_utf8_lossy(&cmdline[..cmdline.len().min(4 * CMDLINE_TOLD)]);
     let cmdline = cmdline.chars().take(CMDLINE_TOLD).collect();
     let cgroup = String::from_utf8_lossy(look.cgroup(place)?).into_owned();
+    let unit = look.unit(place)?.map(str::to_owned);
     let uid = look.uid(place)?;
     let mut listens: Vec<u16> = listens
         .map_or_else(Vec::new, |all| all.addresses.iter().map(std::net::SocketAddr::port).collect());
     listens.dedup();
-    Ok(Candidate { id, parent, name, cmdline, uid, cgroup, listens, kernel_thread })
+    Ok(Candidate { id, parent, name, cmdline, uid, cgroup, unit, listens, kernel_thread })
 }
 
 /// The process ended between two looks at it.

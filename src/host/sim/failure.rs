@@ -20,10 +20,12 @@ pub enum Verb {
     Restore,
     Headroom,
     Protected,
+    Units,
+    UnitJob,
 }
 
 impl Verb {
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 12] = [
         Self::Find,
         Self::State,
         Self::Signal,
@@ -34,6 +36,8 @@ impl Verb {
         Self::Restore,
         Self::Headroom,
         Self::Protected,
+        Self::Units,
+        Self::UnitJob,
     ];
 }
 

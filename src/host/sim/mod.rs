@@ -17,7 +17,7 @@ use crate::{
     fault::undo::{Restore, Undo},
     host::{
         Ability, Candidate, Delivery, FaultId, Headroom, Host, HostError, Member, NetCounters, NetPlan,
-        NetSpec, ProcessId, ProcessState, Stock,
+        NetSpec, ProcessId, ProcessState, Stock, Unit, UnitDetail, UnitVerb,
     },
     policy::{capacity::Reading, time::Moment},
 };
@@ -26,6 +26,7 @@ mod failure;
 mod network;
 mod plan;
 mod process;
+mod units;
 
 use failure::Failures;
 pub use failure::{Trouble, Verb};
@@ -33,6 +34,7 @@ use network::Network;
 pub use network::{Object, Owner};
 use process::Processes;
 pub use process::{Sent, Spawn};
+use units::Units;
 
 /// The simulated host.
 #[derive(Debug)]
@@ -44,6 +46,7 @@ pub struct SimHost {
 struct World {
     now: Moment,
     processes: Processes,
+    units: Units,
     network: Network,
     failures: Failures,
     headroom: Headroom,
@@ -67,6 +70,7 @@ impl SimHost {
         let mut world = World {
             now: Moment(1_000_000_000_000),
             processes: Processes::new(),
+            units: Units::default(),
             network: Network::new(),
             failures: Failures::new(seed),
             headroom: roomy(),
@@ -101,6 +105,26 @@ impl SimHost {
         let mut world = self.world();
         let now = world.now;
         world.processes.spawn(like, now)
+    }
+
+    /// A unit of the service manager, started now: one process like this in a cgroup of the unit's.
+    /// `like.respawn` is its `Restart=`. Its process; the unit's cgroup is `/system.slice/NAME`.
+    pub fn add_unit(&self, name: &str, like: &Spawn) -> ProcessId {
+        let mut world = self.world();
+        let now = world.now;
+        let World { units, processes, .. } = &mut *world;
+        units.add(name, like, processes, now)
+    }
+
+    /// Systemd stops `other` whenever it stops `unit`.
+    pub fn bind_units(&self, unit: &str, other: &str) {
+        self.world().units.bind(unit, other);
+    }
+
+    /// What became of units by jobs, in order: every one that was taken.
+    #[must_use]
+    pub fn unit_jobs(&self) -> Vec<(String, UnitVerb)> {
+        self.world().units.jobs.clone()
     }
 
     /// A process ends by itself.
@@ -297,6 +321,26 @@ impl Host for SimHost {
         let mut world = self.world();
         world.failures.check(Verb::Counters, "read the counters")?;
         Ok(world.network.counters(plan, world.now))
+    }
+
+    fn units(&self, globs: &[&str]) -> Result<Vec<Unit>, HostError> {
+        let mut world = self.world();
+        world.failures.check(Verb::Units, "list the units")?;
+        Ok(world.units.list(globs, &world.processes))
+    }
+
+    fn unit(&self, name: &str) -> Result<Option<UnitDetail>, HostError> {
+        let mut world = self.world();
+        world.failures.check(Verb::Units, "ask about the unit")?;
+        Ok(world.units.detail(name, &world.processes))
+    }
+
+    fn unit_job(&self, name: &str, verb: UnitVerb) -> Result<(), HostError> {
+        let mut world = self.world();
+        world.failures.check(Verb::UnitJob, "order the unit")?;
+        let now = world.now;
+        let World { units, processes, .. } = &mut *world;
+        units.job(name, verb, processes, now)
     }
 
     fn restore(&self, items: &[Restore]) -> Vec<Result<(), HostError>> {

@@ -25,6 +25,7 @@ fn member(pid: u32, ready: bool) -> Member {
         uid: 0,
         cgroup: "/".to_owned(),
         listens: Vec::new(),
+        unit: None,
         kernel_thread: false,
     };
     Member { process, ready }
