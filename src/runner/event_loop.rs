@@ -105,6 +105,9 @@ pub struct EventLoop<H> {
 /// How long a halt's answer waits for the disk; after that it says that it is not durable (yet).
 const HALT_PATIENCE: Duration = Duration::from_millis(50);
 
+/// Idempotency keys that are remembered without asking the journal.
+const REMEMBERED_KEYS: usize = 1_000;
+
 /// Requests that may wait before the API has to.
 const QUEUE: usize = 256;
 
@@ -345,8 +348,9 @@ impl<H: Host + 'static> EventLoop<H> {
             return;
         };
         let name = (request.caller.clone(), key.clone());
+        self.forget_old_keys();
         if let Some(known) = self.keys.get(&name).copied() {
-            let _ = reply.send(self.again(&request, known));
+            self.again(&request, known, reply);
             return;
         }
         let waiting = self.looking.entry(name).or_default();
@@ -368,7 +372,10 @@ impl<H: Host + 'static> EventLoop<H> {
         }
         for (request, reply) in self.looking.remove(&name).unwrap_or_default() {
             let answer = match (self.keys.get(&name).copied(), looked) {
-                (Some(known), _) => self.again(&request, known),
+                (Some(known), _) => {
+                    self.again(&request, known, reply);
+                    continue;
+                }
                 (None, Err(error)) => Err(RequestError::Rejected(crate::view::ReasonView {
                     reason: "journal_unavailable".to_owned(),
                     message: format!("whether this key was used cannot be known: {error}"),
@@ -380,22 +387,32 @@ impl<H: Host + 'static> EventLoop<H> {
         }
     }
 
-    /// The run that an idempotency key began before.
-    fn again(
-        &self,
-        request: &StartRequest,
-        (body, run): ([u8; 32], Uuid),
-    ) -> Result<Arc<RunView>, RequestError> {
+    /// Answers with the run that an idempotency key began before. One that is history by now is read on
+    /// a thread that may wait for the disk.
+    fn again(&self, request: &StartRequest, (body, run): ([u8; 32], Uuid), reply: StartReply) {
         if request.idempotency.as_ref().is_some_and(|key| key.body != body) {
-            return Err(RequestError::KeyReused(run));
+            let _ = reply.send(Err(RequestError::KeyReused(run)));
+            return;
         }
         let live = self.logs.read().unwrap_or_else(PoisonError::into_inner).get(&run).cloned();
         if let Some(log) = live {
-            return Ok(log.latest.borrow().clone());
+            let _ = reply.send(Ok(log.latest.borrow().clone()));
+            return;
         }
-        match self.parts.history.report(run) {
-            Ok(Some(report)) => Ok(Arc::new(report.run)),
-            _ => Err(RequestError::NotFound),
+        let history = self.parts.history.clone();
+        tokio::task::spawn_blocking(move || {
+            let answer = match history.report(run) {
+                Ok(Some(report)) => Ok(Arc::new(report.run)),
+                _ => Err(RequestError::NotFound),
+            };
+            let _ = reply.send(answer);
+        });
+    }
+
+    /// Memory only saves the question to the journal, which knows every key of the last day.
+    fn forget_old_keys(&mut self) {
+        if self.keys.len() >= REMEMBERED_KEYS {
+            self.keys.clear();
         }
     }
 
