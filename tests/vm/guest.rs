@@ -23,7 +23,9 @@ use crate::{
 pub const PATIENCE: Duration = Duration::from_mins(2);
 /// The longest that a boot may take.
 const BOOT: Duration = Duration::from_mins(4);
-const LOOK: Duration = Duration::from_millis(25);
+/// How long a program is first given, and the longest until it is asked about again: each question
+/// costs the guest some of the processor that the program needs.
+const LOOKS: [Duration; 2] = [Duration::from_millis(20), Duration::from_millis(300)];
 
 /// A running guest.
 #[derive(Debug)]
@@ -96,25 +98,28 @@ impl Guest {
     #[track_caller]
     pub fn finish(&mut self, job: Job, limit: Duration) -> Output {
         let Job { pid, what } = job;
-        let begun = Instant::now();
+        let (begun, [mut pause, longest]) = (Instant::now(), LOOKS);
         loop {
             match self.agent.ended(pid) {
                 Ok(Some(output)) => return output,
                 Ok(None) if begun.elapsed() > limit => panic!("`{what}` is not done after {limit:?}"),
-                Ok(None) => std::thread::sleep(LOOK),
+                Ok(None) => {
+                    std::thread::sleep(pause);
+                    pause = (pause * 3 / 2).min(longest);
+                }
                 Err(why) => panic!("wait for `{what}`: {why}"),
             }
         }
     }
 
-    /// Waits until a script succeeds: tried twenty times a second for so many seconds of the guest's.
+    /// Waits until a script succeeds: tried for so many seconds of the guest's.
     #[track_caller]
     pub fn wait_for(&mut self, what: &str, seconds: u32, script: &str) -> String {
         let looped = format!(
             "end=$(($(cut -d. -f1 /proc/uptime) + {seconds}))
             until said=$( ( {script}\n) 2>&1); do
                 [ $(cut -d. -f1 /proc/uptime) -lt $end ] || {{ echo \"$said\"; exit 1; }}
-                sleep 0.05
+                sleep 0.1
             done
             echo \"$said\""
         );

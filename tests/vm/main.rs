@@ -13,5 +13,6 @@ mod prepared;
 mod qmp;
 mod state;
 mod story;
+mod workload;
 
 mod install;

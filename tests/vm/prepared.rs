@@ -25,7 +25,7 @@ const MAKERS: [&str; 3] =
 
 /// Tools of the guest, for looking at it from outside of vervet. Found in /opt/test.
 const TOOLS: [(&str, &str); 3] = [
-    ("state", include_str!("guest/state")),
+    ("state.py", include_str!("guest/state.py")),
     ("net.py", include_str!("guest/net.py")),
     ("watch.py", include_str!("guest/watch.py")),
 ];

@@ -1,4 +1,4 @@
-//! A host's state as others see it, to compare before and after: `guest/state` says what is in it.
+//! A host's state as others see it, to compare before and after: `guest/state.py` says what is in it.
 
 use std::collections::BTreeMap;
 
@@ -34,7 +34,7 @@ impl Guest {
     /// The state of the host now.
     #[track_caller]
     pub fn snapshot(&mut self) -> State {
-        State(self.check("/opt/test/state"))
+        State(self.check("/opt/test/state.py"))
     }
 
     /// The host must be as it was.
