@@ -24,7 +24,7 @@ use crate::{
     halt,
     host::{
         FaultId, Host,
-        linux::{LinuxHost, clock},
+        linux::{LinuxHost, clock, privileges},
     },
     journal::{Journal, Ledger as _, recovery},
     policy::{
@@ -71,6 +71,8 @@ pub fn read_policy(path: &Path) -> Result<Policy, PolicyError> {
 /// # Errors
 /// When the policy is invalid, or the host lets it have no threads, socket or state.
 pub fn run(config: &Path) -> anyhow::Result<u32> {
+    // Before there is a second thread, and anything that could start a program.
+    privileges::keep().context("the agent's capabilities cannot be kept from its children")?;
     let policy = Arc::new(read_policy(config)?);
     let host = Arc::new(LinuxHost::new()?);
     let clock: Arc<dyn Fn() -> Now + Send + Sync> = Arc::new(clock::now);

@@ -9,10 +9,12 @@ use vervet::{
         self,
         args::{Cli, Command},
     },
+    host::linux::sys,
     service::journald::Journald,
 };
 
 fn main() -> ExitCode {
+    sys::names_without_plugins();
     // Usage errors end here with 2, as everywhere.
     let cli = Cli::parse();
     start_logging(&cli);

@@ -133,7 +133,7 @@ fn ends(run: &Run, index: usize, step: &StepRun) -> String {
     let lease = step.prepared.as_ref().map(|prepared| prepared.lease);
     let undone = if lease == Some(Lease::None) { "over" } else { "undone" };
     let why = match &run.stop {
-        Some(stop) => format!("the run was stopped: {}", stop.why),
+        Some(ended) => format!("the run was stopped: {}", ended.why),
         None => "its time was over".to_owned(),
     };
     let effect = match &step.effect {

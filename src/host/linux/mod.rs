@@ -23,6 +23,7 @@ pub mod clock;
 pub mod exits;
 pub mod headroom;
 pub mod net;
+pub mod privileges;
 pub mod process;
 pub mod procfs;
 pub mod protected;
