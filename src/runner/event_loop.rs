@@ -16,6 +16,8 @@ use uuid::Uuid;
 use crate::{
     config::Policy,
     document,
+    experiment::FaultSpec,
+    fault::Prepared,
     host::{Host, linux::process::Processes},
     journal,
     policy::{
@@ -81,6 +83,9 @@ pub struct EventLoop<H> {
     parts: Parts<H>,
     mutator: Worker,
     looker: Worker,
+    /// Hands for the service manager, from the first fault that needs it: what that takes its time
+    /// over must not keep the others waiting.
+    stewards: Option<Worker>,
     urgent: mpsc::Receiver<Command>,
     requests: mpsc::Receiver<Command>,
     orders: mpsc::UnboundedReceiver<Order>,
@@ -138,6 +143,7 @@ impl<H: Host + 'static> EventLoop<H> {
         let this = Self {
             mutator: Worker::start("vervet-hands")?,
             looker: Worker::start("vervet-eyes")?,
+            stewards: None,
             parts,
             urgent,
             requests,
@@ -466,9 +472,11 @@ impl<H: Host + 'static> EventLoop<H> {
             Effect::Commit(intent) => {
                 self.parts.scribe.write(Job::Commit { intent, now: clock().mono });
             }
-            Effect::Inject { run, step, prepared, deadline } => self.mutator.run(move || {
-                report(hands.inject(run, step, &prepared, deadline, clock().mono));
-            }),
+            Effect::Inject { run, step, prepared, deadline } => {
+                self.hands_for(&prepared).run(move || {
+                    report(hands.inject(run, step, &prepared, deadline, clock().mono));
+                });
+            }
             Effect::Forbid(run) => hands.forbid(run),
             Effect::Escalate { run, prepared, signal, .. } => {
                 self.mutator.run(move || hands.escalate(run, &prepared, signal));
@@ -479,9 +487,17 @@ impl<H: Host + 'static> EventLoop<H> {
             Effect::Renew(leases) => self.mutator.run(move || {
                 hands.renew(&leases, clock().mono).into_iter().for_each(report);
             }),
-            Effect::Revert(items) => self.mutator.run_first(move || {
-                hands.revert(&items).into_iter().for_each(report);
-            }),
+            Effect::Revert(items) => {
+                let (slow, quick): (Vec<_>, Vec<_>) =
+                    items.into_iter().partition(|(.., prepared)| is_slow(prepared));
+                for items in [quick, slow] {
+                    let Some((.., first)) = items.first() else { continue };
+                    let (hands, report) = (hands.clone(), report.clone());
+                    self.hands_for(&first.clone()).run_first(move || {
+                        hands.revert(&items).into_iter().for_each(report);
+                    });
+                }
+            }
             Effect::Close { fault, outcome } => {
                 hands.let_go(&fault);
                 let outcome = match outcome {
@@ -516,6 +532,14 @@ impl<H: Host + 'static> EventLoop<H> {
                 }
             }
         }
+    }
+
+    /// The thread that injects and undoes this fault: always the same one, so in order.
+    fn hands_for(&mut self, prepared: &Prepared) -> &Worker {
+        if is_slow(prepared) && self.stewards.is_none() {
+            self.stewards = Worker::start("vervet-steward").ok();
+        }
+        self.stewards.as_ref().filter(|_| is_slow(prepared)).unwrap_or(&self.mutator)
     }
 
     fn log(&self, event: EventView) {
@@ -568,6 +592,11 @@ impl<H: Host + 'static> EventLoop<H> {
             logs.retain(|id, _| known.contains(id));
         }
     }
+}
+
+/// Acts by way of the service manager, which answers when it likes.
+fn is_slow(prepared: &Prepared) -> bool {
+    matches!(prepared.spec, FaultSpec::Unit(_))
 }
 
 fn rejected(reason: &str, message: String) -> RequestError {
