@@ -263,6 +263,16 @@ pub struct ProcessSelector {
     pub older_than: Option<Duration>,
 }
 
+impl ProcessSelector {
+    /// The group that is all that it names: its instances are meant, not any of their processes.
+    #[must_use]
+    pub fn whole_group(&self) -> Option<&GroupName> {
+        let Self { group, older_than, .. } = self;
+        let alone = Self { group: group.clone(), older_than: *older_than, ..Self::default() };
+        group.as_ref().filter(|_| *self == alone)
+    }
+}
+
 /// How many of the candidates.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
