@@ -14,8 +14,8 @@ use crate::{
     experiment::{FaultKind, ProcessSelector, Signal, Traffic},
     fault::undo::{Restore, Undo},
     host::{
-        Ability, Candidate, Delivery, Freezer, Headroom, Host, HostError, NetCounters, NetPlan, NetSpec,
-        ProcessId, ProcessState, Unit, UnitDetail, UnitVerb,
+        Ability, Candidate, Delivery, Freezer, Headroom, Host, HostError, Instance, NetCounters,
+        NetPlan, NetSpec, ProcessId, ProcessState, Unit, UnitDetail, UnitVerb,
     },
 };
 
@@ -131,6 +131,10 @@ impl Host for LinuxHost {
         groups: &[GroupPolicy],
     ) -> Result<Vec<Candidate>, HostError> {
         self.processes.find(selector, groups)
+    }
+
+    fn instances(&self, group: &GroupPolicy) -> Result<Vec<Instance>, HostError> {
+        self.processes.instances(group)
     }
 
     fn state(&self, id: ProcessId) -> Result<ProcessState, HostError> {

@@ -165,7 +165,7 @@ impl Engine {
         out.push(Effect::Prepare {
             run: id,
             step,
-            spec: run.experiment.steps[step].fault.clone(),
+            spec: Box::new(run.experiment.steps[step].fault.clone()),
             target: hit.target,
             fault: run.steps[step].fault.clone(),
             seed: plan::step_seed(run.seed, step),
