@@ -17,7 +17,11 @@ for each in shop street; do ip -n $each link set lo up; ip -n $each link set ${e
 # A qdisc of the owner's: it must stay as it is.
 tc -n shop qdisc add dev shop0 root tbf rate 1gbit burst 1mb latency 50ms
 systemd-run --unit=shop -p NetworkNamespacePath=/run/netns/shop \
-    /opt/test/net.py serve 0.0.0.0 8001 :: 8001 0.0.0.0 8002 :: 8002";
+    /opt/test/net.py serve 0.0.0.0 8001 :: 8001 0.0.0.0 8002 :: 8002
+# To enter other namespaces is not the service's default: the package says how to have it.
+mkdir -p /etc/systemd/system/vervet.service.d
+cp /usr/share/vervet/systemd/netns.conf /etc/systemd/system/vervet.service.d/
+systemctl daemon-reload && systemctl restart vervet";
 
 fn set_up(guest: &mut Guest) {
     guest.check(SETUP);
