@@ -11,6 +11,8 @@ use crate::{
 const SETUP: &str = "set -e
 ip netns add shop; ip netns add street
 ip link add shop0 netns shop type veth peer name street0 netns street
+# No addresses that come a second later than the device.
+ip -n shop link set shop0 addrgenmode none; ip -n street link set street0 addrgenmode none
 ip -n shop address add 10.77.0.1/24 dev shop0; ip -n shop address add fd77::1/64 dev shop0 nodad
 ip -n street address add 10.77.0.2/24 dev street0; ip -n street address add fd77::2/64 dev street0 nodad
 for each in shop street; do ip -n $each link set lo up; ip -n $each link set ${each}0 up; done
