@@ -59,14 +59,13 @@ fn who_is_there_stays_or_is_shown_out_as_asked() {
         guest.wait_ready("nginx", 2);
         let before = guest.snapshot();
         for (existing, left) in [("keep", 3), ("close", 0)] {
-            let guests = guest.begin("/opt/test/net.py hold 600 127.0.0.1 8080 2 ::1 8080 1");
+            let guests = guest.begin("exec /opt/test/net.py hold 600 127.0.0.1 8080 2 ::1 8080 1");
             let there = "ss -Htn state established '( sport = :8080 )' | wc -l";
             guest.wait_for("three guests", 60, &format!("[ $({there}) = 3 ]"));
             let run = guest.in_force(&cap(&format!("existing = \"{existing}\"")));
             assert_eq!(guest.check(there), left.to_string(), "existing = {existing}");
             guest.abort(&run);
-            guest.check("kill $(pgrep -f 'net.py hold 600')");
-            drop(guest.finish(guests, std::time::Duration::from_mins(1)));
+            guest.end(guests);
             guest.must_be_as(&before);
         }
     });

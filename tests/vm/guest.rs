@@ -112,6 +112,13 @@ impl Guest {
         }
     }
 
+    /// Ends a script that would go on: its shell, or what it turned into with `exec`.
+    #[track_caller]
+    pub fn end(&mut self, job: Job) {
+        self.check(&format!("kill {}", job.pid));
+        self.finish(job, PATIENCE);
+    }
+
     /// Waits until a script succeeds: tried for so many seconds of the guest's.
     #[track_caller]
     pub fn wait_for(&mut self, what: &str, seconds: u32, script: &str) -> String {

@@ -128,7 +128,10 @@ fn make(
     if dir.join("memory").exists() {
         return Ok(source);
     }
-    let work = tempfile::Builder::new().prefix("making-").tempdir_in(vm).map_err(|e| e.to_string())?;
+    // Who was killed over it left its work behind; nobody else is at it, for we hold the lock.
+    forget(vm, "falling-asleep-")?;
+    let work =
+        tempfile::Builder::new().prefix("falling-asleep-").tempdir_in(vm).map_err(|e| e.to_string())?;
     let sockets = tempfile::tempdir().map_err(|error| error.to_string())?;
     let machine = Machine::start_on(from, &work.path().join("disk.qcow2"), sockets.path())?;
     let mut guest = Guest::on(machine)?;
