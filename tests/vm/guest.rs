@@ -20,7 +20,7 @@ use crate::{
 };
 
 /// The longest that a program may take unless said otherwise.
-pub const PATIENCE: Duration = Duration::from_mins(2);
+pub const PATIENCE: Duration = Duration::from_mins(5);
 /// The longest that a boot may take.
 const BOOT: Duration = Duration::from_mins(4);
 /// How long a program is first given, and the longest until it is asked about again: each question

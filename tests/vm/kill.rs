@@ -49,7 +49,7 @@ fn three_deaths_one_at_a_time_and_never_below_the_floor() {
         // Too many at once, whatever the budget says.
         let (code, run) =
             guest.play(&experiment(&["web"], &[&KILL_ONE.replace("pick = 1", "pick = 2")]));
-        assert_eq!((code, &run["why"]["reason"]), (3, &"below_floor".into()), "{run:#}");
+        assert_eq!((code, &run["why"]["reason"]), (3, &"floor".into()), "{run:#}");
         let output = guest.finish(watch, std::time::Duration::from_mins(5));
         let seen = Seen::read(&output.stdout);
         assert!(seen.looks > 300 && seen.deaths == 3, "{seen:?} {}", output.stderr);
