@@ -51,6 +51,33 @@ fn names_with_spaces_and_parentheses() {
 }
 
 #[test]
+fn a_unit_is_told_by_the_cgroup_whatever_hierarchy_has_it() {
+    let fake = Fake::new();
+    let in_cgroup = |pid: u32, content: &str| {
+        let dir = fake.add(pid, "x", "x");
+        fs::write(dir.join("cgroup"), content).expect("cgroup");
+    };
+    in_cgroup(10, "0::/system.slice/system-shop.slice/shop@1.service\n");
+    in_cgroup(11, "0::/system.slice/system-shop.slice/shop@2.service/workers/3\n");
+    // Hybrid: the unified hierarchy is there, systemd's own names the unit.
+    in_cgroup(12, "12:pids:/y\n1:name=systemd:/system.slice/shop@3.service\n0::/\n");
+    in_cgroup(13, "1:name=systemd:/system.slice/shop@4.service\n");
+    in_cgroup(14, "0::/system.slice/shop.service (deleted)\n");
+    let user = "user.slice/user-1000.slice/user@1000.service/app.slice/shop@9.service";
+    in_cgroup(15, &format!("0::/{user}\n"));
+    in_cgroup(16, "0::/shop@7.service.d/shop@7\n");
+    fs::remove_file(fake.add(17, "x", "x").join("cgroup")).expect("removed");
+    let processes = fake.processes();
+    let of = |unit: &str| pids(&processes, |s| s.unit = Some(unit.into()));
+    assert_eq!(of("shop@*.service"), [10, 11, 12, 13]);
+    assert_eq!(of("shop@[12]"), [10, 11]);
+    assert_eq!(of("shop"), [14]);
+    assert_eq!(of("user@1000.service"), [15]);
+    let found = processes.find(&select(|s| s.unit = Some("shop@2".into())), &[]).expect("found");
+    assert_eq!(found[0].unit.as_deref(), Some("shop@2.service"));
+}
+
+#[test]
 fn kernel_threads_and_the_dead_never_match() {
     let fake = Fake::new();
     fake.add_raw(2, "kthreadd", 'S', 0x0020_8040, 5, "");

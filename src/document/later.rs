@@ -4,9 +4,7 @@
 
 use super::reader::Known;
 
-const FAULTS: [&str; 17] = [
-    "pause",
-    "unit",
+const FAULTS: [&str; 15] = [
     "loss",
     "corrupt",
     "duplicate",
@@ -68,10 +66,6 @@ pub fn in_experiment(key: &str) -> Option<Known> {
 /// Keys of process selectors.
 pub fn in_processes(key: &str) -> Option<Known> {
     match key {
-        "unit" => later(
-            "the selector `unit`",
-            "select by cgroup: `cgroup = \"/system.slice/NAME.service\"` is a unit's",
-        ),
         "container" => later("the selector `container`", "select by `cgroup`, `exe` or `cmdline`"),
         _ => None,
     }
@@ -94,7 +88,7 @@ pub fn in_traffic(key: &str) -> Option<Known> {
 /// Keys of readiness sources.
 pub fn in_ready(key: &str) -> Option<Known> {
     match key {
-        "systemd" | "haproxy" | "prometheus" => later(
+        "haproxy" | "prometheus" => later(
             &format!("the readiness source `{key}`"),
             "a `command` that prints the number of ready instances can ask it",
         ),
@@ -102,13 +96,17 @@ pub fn in_ready(key: &str) -> Option<Known> {
             message: "`process` is a word, not a key".to_owned(),
             help: "write `ready = \"process\"`, or nothing: it is the default".to_owned(),
         }),
+        "systemd" => Some(Known {
+            message: "`systemd` is a word, not a key".to_owned(),
+            help: "write `ready = \"systemd\"`".to_owned(),
+        }),
         _ => None,
     }
 }
 
 /// The value of a step's `fault`.
 pub fn fault(word: &str) -> Option<Known> {
-    let help = "this version has `kill`, `latency` and `connections`";
+    let help = "this version has `kill`, `pause`, `unit`, `latency` and `connections`";
     FAULTS.contains(&word).then(|| later(&format!("the fault `{word}`"), help)).flatten()
 }
 

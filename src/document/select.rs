@@ -10,11 +10,12 @@ use super::{
 };
 use crate::{
     experiment::{Order, Percent, Pick, ProcessSelector, ProcessTarget, Protocol, Traffic},
+    host::unit::{Glob, GlobError, complete},
     units::{LONGEST, clip},
 };
 
 const PROCESS_KEYS: &[&str] =
-    &["group", "name", "exe", "cmdline", "user", "listen", "cgroup", "pidfile", "older_than"];
+    &["group", "unit", "name", "exe", "cmdline", "user", "listen", "cgroup", "pidfile", "older_than"];
 
 const TRAFFIC_KEYS: &[&str] =
     &["to", "from", "port", "listen", "protocol", "cgroup", "user", "interface", "netns"];
@@ -38,6 +39,19 @@ pub fn target(node: &Node, report: &Report) -> Read<ProcessTarget> {
     Ok(ProcessTarget { select: select?, pick: pick?, order: order? })
 }
 
+/// The target of a fault that takes whole units: selected by name, by group, or by both.
+pub fn unit_target(node: &Node, report: &Report) -> Read<ProcessTarget> {
+    let whole = |key: &str| ["unit", "group", "pick", "order"].contains(&key);
+    let odd =
+        node.entries().iter().find(|entry| PROCESS_KEYS.contains(&&*entry.key) && !whole(&entry.key));
+    if let Some(entry) = odd {
+        let message =
+            format!("the fault `unit` takes whole units, and `{}` selects processes", entry.key);
+        return Err(report.advise(&entry.node, message, "select by `unit`, by `group`, or by both"));
+    }
+    target(node, report)
+}
+
 /// The members of a group.
 pub fn members(node: &Node, report: &Report) -> Read<ProcessSelector> {
     let what = "a selector of processes";
@@ -51,6 +65,7 @@ pub fn members(node: &Node, report: &Report) -> Read<ProcessSelector> {
 
 fn processes(table: &Table<'_>) -> Read<ProcessSelector> {
     let group = table.find("group", values::group_name);
+    let unit = table.find("unit", unit);
     let name = table.find("name", comm);
     let exe = table.find("exe", values::absolute);
     let cmdline = table.find("cmdline", pattern);
@@ -63,12 +78,12 @@ fn processes(table: &Table<'_>) -> Read<ProcessSelector> {
     let selects = table.node.entries().iter().any(|entry| !narrows(&entry.key));
     if !selects {
         let message = "this selects no processes: an empty selector never means everything";
-        let help =
-            "add one of `group`, `name`, `exe`, `cmdline`, `user`, `listen`, `cgroup` or `pidfile`";
+        let help = "add one of `group`, `unit`, `name`, `exe`, `cmdline`, `user`, `listen`, `cgroup` or `pidfile`";
         return Err(table.report.advise(table.node, message, help));
     }
     Ok(ProcessSelector {
         group: group?,
+        unit: unit?,
         name: name?,
         exe: exe?,
         cmdline: cmdline?,
@@ -113,6 +128,28 @@ fn comm(node: &Node, report: &Report) -> Read<String> {
     let message = format!("no process has this name: the kernel keeps {LONGEST_COMM} bytes of it");
     let help = format!("write `name = \"{short}\"`, or select by `exe` or `cmdline`");
     Err(report.advise(node, message, help))
+}
+
+/// The name of a unit, or a pattern of names; without a type it is a service.
+fn unit(node: &Node, report: &Report) -> Read<String> {
+    let text = values::string(node, report, "the name of a systemd unit such as \"nginx.service\"")?;
+    let help = match Glob::new(text) {
+        Ok(_) => return Ok(complete(text)),
+        Err(GlobError::Everything) => "name something that only the target has".to_owned(),
+        Err(GlobError::Slice) => {
+            format!("select what is below it by cgroup: `cgroup = \"{}\"`", slice_path(text))
+        }
+        Err(_) => "write it as `systemctl` lists it; `*`, `?` and `[…]` stand for others".to_owned(),
+    };
+    let why = Glob::new(text).err().map(|error| error.to_string()).unwrap_or_default();
+    Err(report.advise(node, format!("`{}` cannot select units: {why}", clip(text)), help))
+}
+
+/// Where systemd puts a slice: `a-b.slice` below `a.slice`, systemd.slice(5).
+fn slice_path(slice: &str) -> String {
+    let ends = slice.match_indices('-').map(|(at, _)| at).filter(|at| *at > 0);
+    let parts = ends.map(|at| format!("{}.slice", &slice[..at])).chain([slice.to_owned()]);
+    clip(&format!("/{}", parts.collect::<Vec<_>>().join("/")))
 }
 
 /// A regular expression that does not match everything.

@@ -83,6 +83,13 @@ fn step(step: &Step) -> Value {
     put(&mut keys, "fault", step.fault.kind());
     match &step.fault {
         FaultSpec::Kill(kill) => put_kill(&mut keys, kill),
+        FaultSpec::Pause(pause) => {
+            keys.insert("target".to_owned(), target(&pause.target));
+        }
+        FaultSpec::Unit(unit) => {
+            keys.insert("target".to_owned(), target(&unit.target));
+            put(&mut keys, "action", unit.action);
+        }
         FaultSpec::Latency(latency) => put_latency(&mut keys, latency),
         FaultSpec::Connections(cap) => put_connections(&mut keys, cap),
     }
@@ -141,10 +148,11 @@ fn target(target: &ProcessTarget) -> Value {
 }
 
 fn processes(select: &ProcessSelector) -> Map<String, Value> {
-    let ProcessSelector { group, name, exe, cmdline, user, listen, cgroup, pidfile, older_than } =
+    let ProcessSelector { group, unit, name, exe, cmdline, user, listen, cgroup, pidfile, older_than } =
         select;
     let mut keys = Map::new();
     put_some(&mut keys, "group", group.as_ref());
+    put_some(&mut keys, "unit", unit.as_ref());
     put_some(&mut keys, "name", name.as_ref());
     put_some(&mut keys, "exe", exe.as_ref());
     put_some(&mut keys, "cmdline", cmdline.as_ref());

@@ -18,8 +18,12 @@ use crate::{
     fault::undo::{Restore, Undo},
 };
 
+pub mod instances;
 pub mod linux;
 pub mod sim;
+pub mod unit;
+
+pub use instances::Instance;
 
 /// A process for as long as it lives: the pid alone may be reused, the pair is not.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -42,6 +46,9 @@ pub struct Candidate {
     pub uid: u32,
     /// Path below the cgroup2 mount, `/` where there is none.
     pub cgroup: String,
+    /// The unit of the system's manager that it belongs to, by its cgroup.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unit: Option<String>,
     /// TCP ports that it listens on. Filled for members of groups, and where a selector asks.
     pub listens: Vec<u16>,
     pub kernel_thread: bool,
@@ -157,6 +164,96 @@ pub struct NetCounters {
     pub mean_delay_us: Option<u64>,
 }
 
+/// A unit of the service manager, as it is at one instant.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Unit {
+    /// Its exact name, with its kind: `checkout@1.service`.
+    pub name: String,
+    /// `loaded`, `not-found`, `masked`, ...
+    pub load: String,
+    /// `active`, `reloading`, `inactive`, `failed`, `activating`, `deactivating`.
+    pub active: String,
+    /// The finer state, by the kind of unit: `running`, `exited`, `listening`, ...
+    pub sub: String,
+    /// The pid of a service's main process, while it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub main_pid: Option<u32>,
+    /// Path of its cgroup below the root of the hierarchy, while it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cgroup: Option<String>,
+    /// Names this start of the unit, in hexadecimal digits; empty for one that never ran.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub invocation: String,
+}
+
+impl Unit {
+    /// It runs, or is on its way to.
+    #[must_use]
+    pub fn is_up(&self) -> bool {
+        matches!(&*self.active, "active" | "reloading" | "refreshing" | "activating")
+    }
+}
+
+/// A unit with what a stop of it would mean.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct UnitDetail {
+    pub unit: Unit,
+    /// Made by a program and not by a file: once stopped it cannot be started again.
+    pub transient: bool,
+    pub can_start: bool,
+    pub can_stop: bool,
+    /// A job is queued for it or running.
+    pub job: bool,
+    /// Units that systemd stops with it if they are active, each named by its own dependency on it.
+    pub stopped_with: Vec<String>,
+}
+
+/// A unit that a selector matched, by way of the processes in it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UnitCandidate {
+    pub name: String,
+    /// Names this life of it: the service manager's invocation, or the id of its cgroup. A unit
+    /// that was restarted since has another one.
+    pub instance: String,
+    /// Path of its cgroup below the cgroup2 mount.
+    pub cgroup: String,
+    /// All that runs in it, in order of (start, pid).
+    pub processes: Vec<Candidate>,
+    /// What stands against hitting it on this host, if anything does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub against: Option<String>,
+}
+
+/// A cgroup as the freezer sees it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Freezer {
+    /// Tells it from another one that has its path later.
+    pub id: u64,
+    /// It itself was told to freeze.
+    pub asked: bool,
+    /// All that is in it has stopped, for its own or an ancestor's sake.
+    pub frozen: bool,
+}
+
+/// A job for a unit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum UnitVerb {
+    Start,
+    Stop,
+    Restart,
+}
+
+impl std::fmt::Display for UnitVerb {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Start => "start",
+            Self::Stop => "stop",
+            Self::Restart => "restart",
+        })
+    }
+}
+
 /// Free and total of what a host can run out of. `None`: this host has no such thing (conntrack
 /// not in use). An unreadable figure is an error, never `None`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
@@ -215,6 +312,16 @@ pub trait Host: Send + Sync {
         groups: &[GroupPolicy],
     ) -> Result<Vec<Candidate>, HostError>;
 
+    /// The instances of a group: its members, or the units that are its members. What
+    /// [`Host::find`] gives for `{ group }` alone are the processes that stand for these.
+    ///
+    /// # Errors
+    /// As [`Host::find`].
+    fn instances(&self, group: &GroupPolicy) -> Result<Vec<Instance>, HostError> {
+        let members = self.find(&group.members, &[])?;
+        Ok(members.into_iter().map(|member| Instance::of(member.id)).collect())
+    }
+
     /// Whether the process is there.
     ///
     /// # Errors
@@ -250,6 +357,44 @@ pub trait Host: Send + Sync {
     /// When the kernel cannot be asked.
     fn counters(&self, plan: &NetPlan) -> Result<NetCounters, HostError>;
 
+    /// The service manager's units whose names match one of the globs, sorted by name. Only those
+    /// that it has in memory: every one that runs is.
+    ///
+    /// # Errors
+    /// When there is no service manager, or it does not answer in time.
+    fn units(&self, globs: &[&str]) -> Result<Vec<Unit>, HostError>;
+
+    /// One unit with what a stop of it would mean; `None` when there is none of this name.
+    ///
+    /// # Errors
+    /// When there is no service manager, or it does not answer in time.
+    fn unit(&self, name: &str) -> Result<Option<UnitDetail>, HostError>;
+
+    /// Gives the service manager a job for a unit, in place of whatever is queued for it. Returns
+    /// when it is queued, not when it is done.
+    ///
+    /// # Errors
+    /// When the service manager does not take it.
+    fn unit_job(&self, name: &str, verb: UnitVerb) -> Result<(), HostError>;
+
+    /// The freezer of a cgroup, by its path below the cgroup2 mount; `None` when it is gone.
+    ///
+    /// # Errors
+    /// When this host has no cgroup2 mount, or its kernel no freezer there.
+    fn freezer(&self, cgroup: &str) -> Result<Option<Freezer>, HostError>;
+
+    /// Tells exactly this cgroup to freeze. What undoes it is [`Restore::Thaw`].
+    ///
+    /// # Errors
+    /// When it is gone or another one by now, or the kernel does not permit it.
+    fn freeze(&self, cgroup: &str, id: u64) -> Result<(), HostError>;
+
+    /// Names this boot of the host: a random number that the kernel drew.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    fn boot(&self) -> Result<String, HostError>;
+
     /// Puts things back; one result each, in order. "Already gone" is success. Works without any
     /// memory of this process: after a crash, when the thing was never made, and twice.
     fn restore(&self, items: &[Restore]) -> Vec<Result<(), HostError>>;
@@ -278,5 +423,5 @@ pub struct Member {
     pub ready: bool,
 }
 
-/// Every group that a process is a member of.
-pub type Memberships = BTreeMap<GroupName, Vec<ProcessId>>;
+/// The instances of every group.
+pub type Memberships = BTreeMap<GroupName, Vec<Instance>>;

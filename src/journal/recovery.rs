@@ -173,6 +173,9 @@ fn reverted(intent: &Intent) -> Reverted {
             .map(|process| format!("{} ({})", process.name, process.id.pid))
             .collect::<Vec<_>>()
             .join(", "),
+        Target::Units { units } => {
+            units.iter().map(|unit| unit.name.as_str()).collect::<Vec<_>>().join(", ")
+        }
         Target::Traffic { plan } => plan.rules.join("; "),
     };
     Reverted {

@@ -110,7 +110,9 @@ fn policies() -> Vec<(&'static str, String)> {
         ("floor missing", group(members)),
         ("twice the same name", format!("{0}{0}", group(&format!("floor = 1\n{members}")))),
         ("later source", group(&format!("floor = 1\n{members}ready = {{ haproxy = \"be\" }}"))),
-        ("unit members", group("floor = 1\nmembers = { unit = \"checkout@*.service\" }")),
+        ("every unit", group("floor = 1\nmembers = { unit = \"*\" }")),
+        ("slice members", group("floor = 1\nmembers = { unit = \"system-checkout.slice\" }")),
+        ("no unit's name", group("floor = 1\nmembers = { unit = \"web/1\" }")),
         ("unknown source", group(&format!("floor = 1\n{members}ready = \"proces\""))),
         (
             "unknown placeholder",

@@ -60,6 +60,7 @@ fn selector() -> impl Strategy<Value = ProcessSelector> {
     );
     names.prop_map(|(group, exe, cmdline, user, cgroup, pidfile, (port, older_than))| ProcessSelector {
         name: cmdline.is_some().then(|| "worker".to_owned()),
+        unit: exe.is_some().then(|| "checkout@[1-4].service".to_owned()),
         listen: (port % 2 == 0 || group.is_none()).then_some(port),
         group,
         exe,

@@ -13,8 +13,8 @@ use vervet::{
     experiment::{self, ProcessSelector},
     fault::undo::{Restore, Undo},
     host::{
-        Ability, Candidate, Delivery, FaultId, Headroom, Host, HostError, NetCounters, NetPlan, NetSpec,
-        ProcessId, ProcessState,
+        Ability, Candidate, Delivery, FaultId, Freezer, Headroom, Host, HostError, NetCounters, NetPlan,
+        NetSpec, ProcessId, ProcessState, Unit, UnitDetail, UnitVerb,
     },
 };
 
@@ -63,6 +63,24 @@ impl Host for FileHost {
         leases.iter().map(|_| Self::no()).collect()
     }
     fn counters(&self, _: &NetPlan) -> Result<NetCounters, HostError> {
+        Self::no()
+    }
+    fn units(&self, _: &[&str]) -> Result<Vec<Unit>, HostError> {
+        Self::no()
+    }
+    fn unit(&self, _: &str) -> Result<Option<UnitDetail>, HostError> {
+        Self::no()
+    }
+    fn unit_job(&self, _: &str, _: UnitVerb) -> Result<(), HostError> {
+        Self::no()
+    }
+    fn freezer(&self, _: &str) -> Result<Option<Freezer>, HostError> {
+        Self::no()
+    }
+    fn freeze(&self, _: &str, _: u64) -> Result<(), HostError> {
+        Self::no()
+    }
+    fn boot(&self) -> Result<String, HostError> {
         Self::no()
     }
     fn restore(&self, items: &[Restore]) -> Vec<Result<(), HostError>> {

@@ -14,11 +14,12 @@ use crate::{
     experiment::{FaultKind, ProcessSelector, Signal, Traffic},
     fault::undo::{Restore, Undo},
     host::{
-        Ability, Candidate, Delivery, Headroom, Host, HostError, NetCounters, NetPlan, NetSpec,
-        ProcessId, ProcessState,
+        Ability, Candidate, Delivery, Freezer, Headroom, Host, HostError, Instance, NetCounters,
+        NetPlan, NetSpec, ProcessId, ProcessState, Unit, UnitDetail, UnitVerb,
     },
 };
 
+pub mod cgroup;
 pub mod clock;
 pub mod exits;
 pub mod headroom;
@@ -31,22 +32,38 @@ pub mod selector;
 pub mod sockets;
 pub mod stat;
 pub mod sys;
+pub mod systemd;
 
+use cgroup::Cgroups;
 use net::Net;
 use process::Processes;
+use systemd::Systemd;
 
 /// This machine.
 #[derive(Debug)]
 pub struct LinuxHost {
     processes: Arc<Processes>,
     net: Net,
+    systemd: Arc<Systemd>,
+    cgroups: Cgroups,
 }
 
 impl LinuxHost {
     /// # Errors
     /// When there is no /proc to read.
     pub fn new() -> Result<Self, HostError> {
-        Ok(Self { processes: Arc::new(Processes::new(Path::new("/proc"))?), net: Net::new() })
+        Ok(Self {
+            processes: Arc::new(Processes::new(Path::new("/proc"))?),
+            net: Net::new(),
+            systemd: Arc::new(Systemd::new()),
+            cgroups: Cgroups::new(Path::new("/proc/self/mountinfo")),
+        })
+    }
+
+    /// The service manager, shared with the monitors.
+    #[must_use]
+    pub fn systemd(&self) -> &Arc<Systemd> {
+        &self.systemd
     }
 
     /// The process table, shared with the monitors.
@@ -86,6 +103,27 @@ impl LinuxHost {
     }
 }
 
+impl LinuxHost {
+    /// Starts all units that are to be started, then waits for all of them together.
+    fn start_units(&self, items: &[Restore], done: &mut [Result<(), HostError>]) {
+        let boot = self.boot();
+        let mut wanted = Vec::new();
+        for (at, item) in items.iter().enumerate() {
+            let Restore::Start { unit, invocation, boot: then } = item else { continue };
+            match &boot {
+                Ok(now) if now == then => wanted.push((at, unit.as_str(), invocation.as_str())),
+                // Since then the host was booted: what it starts at boot is its own affair.
+                Ok(_) => {}
+                Err(error) => done[at] = Err(error.clone()),
+            }
+        }
+        let units: Vec<_> = wanted.iter().map(|(_, unit, invocation)| (*unit, *invocation)).collect();
+        for ((at, ..), result) in wanted.iter().zip(self.systemd.start_again(&units)) {
+            done[*at] = result;
+        }
+    }
+}
+
 impl Host for LinuxHost {
     fn find(
         &self,
@@ -93,6 +131,10 @@ impl Host for LinuxHost {
         groups: &[GroupPolicy],
     ) -> Result<Vec<Candidate>, HostError> {
         self.processes.find(selector, groups)
+    }
+
+    fn instances(&self, group: &GroupPolicy) -> Result<Vec<Instance>, HostError> {
+        self.processes.instances(group)
     }
 
     fn state(&self, id: ProcessId) -> Result<ProcessState, HostError> {
@@ -127,17 +169,54 @@ impl Host for LinuxHost {
         self.net.counters(plan)
     }
 
+    fn units(&self, globs: &[&str]) -> Result<Vec<Unit>, HostError> {
+        self.systemd.units(globs)
+    }
+
+    fn unit(&self, name: &str) -> Result<Option<UnitDetail>, HostError> {
+        self.systemd.unit(name)
+    }
+
+    fn unit_job(&self, name: &str, verb: UnitVerb) -> Result<(), HostError> {
+        self.systemd.job(name, verb, None).map(drop)
+    }
+
+    fn freezer(&self, cgroup: &str) -> Result<Option<Freezer>, HostError> {
+        self.cgroups.freezer(cgroup)
+    }
+
+    fn freeze(&self, cgroup: &str, id: u64) -> Result<(), HostError> {
+        self.cgroups.freeze(cgroup, id)
+    }
+
+    fn boot(&self) -> Result<String, HostError> {
+        let read = std::fs::read_to_string("/proc/sys/kernel/random/boot_id");
+        read.map(|text| text.trim().to_owned()).map_err(|error| HostError::Kernel {
+            doing: "read which boot this is".to_owned(),
+            error: error.to_string(),
+        })
+    }
+
     fn restore(&self, items: &[Restore]) -> Vec<Result<(), HostError>> {
-        let net: Vec<Restore> =
-            items.iter().filter(|item| !matches!(item, Restore::Continue { .. })).cloned().collect();
-        let mut done = self.net.restore(&net).into_iter();
-        items
+        let of_net = |item: &&Restore| {
+            !matches!(item, Restore::Continue { .. } | Restore::Thaw { .. } | Restore::Start { .. })
+        };
+        let net: Vec<Restore> = items.iter().filter(of_net).cloned().collect();
+        let mut net = self.net.restore(&net).into_iter();
+        let mut done: Vec<Result<(), HostError>> = items
             .iter()
             .map(|item| match item {
                 Restore::Continue { process } => self.processes.signal(*process, Signal::CONT).map(drop),
-                _ => done.next().unwrap_or(Ok(())),
+                // After a boot every cgroup is a new one.
+                Restore::Thaw { cgroup, id, boot } if self.boot()? == *boot => {
+                    self.cgroups.thaw(cgroup, *id)
+                }
+                Restore::Thaw { .. } | Restore::Start { .. } => Ok(()),
+                _ => net.next().unwrap_or(Ok(())),
             })
-            .collect()
+            .collect();
+        self.start_units(items, &mut done);
+        done
     }
 
     fn headroom(&self) -> Result<Headroom, HostError> {
@@ -145,6 +224,12 @@ impl Host for LinuxHost {
     }
 
     fn abilities(&self) -> Vec<Ability> {
+        let ability = |fault, variant: Option<&str>, able: Result<(), HostError>| Ability {
+            fault,
+            variant: variant.map(str::to_owned),
+            available: able.is_ok(),
+            reason: able.err().map(|error| error.to_string()),
+        };
         let kill = Ability { fault: FaultKind::Kill, variant: None, available: true, reason: None };
         let kill = match rustix::process::pidfd_open(
             rustix::process::getpid(),
@@ -157,7 +242,10 @@ impl Host for LinuxHost {
                 ..kill
             },
         };
-        std::iter::once(kill).chain(self.net.abilities()).collect()
+        let pause = Ability { fault: FaultKind::Pause, ..kill.clone() };
+        let freezer = ability(FaultKind::Pause, Some("unit"), self.cgroups.check());
+        let unit = ability(FaultKind::Unit, None, self.systemd.check());
+        [kill, pause, freezer, unit].into_iter().chain(self.net.abilities()).collect()
     }
 
     fn protected(&self) -> Result<BTreeMap<ProcessId, String>, HostError> {

@@ -17,13 +17,23 @@ use super::{
     sockets::{Listens, Namespaces},
     stat::{Stat, number, real_uid},
 };
-use crate::{config::GroupPolicy, experiment::ProcessSelector, host::HostError};
+use crate::{
+    config::GroupPolicy,
+    experiment::ProcessSelector,
+    host::{
+        HostError,
+        unit::{Glob, of_cgroup},
+    },
+};
 
 /// The longest `comm` that the kernel keeps: TASK_COMM_LEN less the end, linux/sched.h.
 const NAME_MAX: usize = 15;
 
 /// No more of a command line is matched.
 const CMDLINE_MAX: usize = 4 << 20;
+
+/// What follows the number of the unified hierarchy in /proc/PID/cgroup: no controllers.
+const UNIFIED: &[u8] = b"::";
 
 /// How much later than its pidfile a process may have been started, for clocks that are coarse.
 const PIDFILE_SLACK: Duration = Duration::from_secs(2);
@@ -49,6 +59,7 @@ struct Matcher {
     started_by: Option<u64>,
     cmdline: Option<Regex>,
     cgroup: Option<Vec<u8>>,
+    unit: Option<Glob>,
     exe: Option<Vec<u8>>,
     uid: Option<u32>,
     listen: Option<u16>,
@@ -191,6 +202,7 @@ impl Matcher {
             started_by: None,
             cmdline: selector.cmdline.as_deref().map(expression).transpose()?,
             cgroup: selector.cgroup.as_deref().map(cgroup_path),
+            unit: selector.unit.as_deref().map(glob).transpose()?,
             exe: selector.exe.as_ref().map(|path| path.clone().into_bytes()),
             uid: selector.user.as_deref().map(uid_of).transpose()?,
             listen: selector.listen,
@@ -213,6 +225,8 @@ impl Matcher {
             self.cmdline_matches(place, look)
         } else if self.cgroup.is_some() {
             self.cgroup_matches(place, look)
+        } else if self.unit.is_some() {
+            self.unit_matches(place, look)
         } else if self.exe.is_some() {
             self.exe_matches(place, look)
         } else {
@@ -224,6 +238,7 @@ impl Matcher {
         Ok(self.stat_matches(&look.stat(place)?)
             && self.cmdline_matches(place, look)?
             && self.cgroup_matches(place, look)?
+            && self.unit_matches(place, look)?
             && self.exe_matches(place, look)?
             && self.uid_matches(place, look)?)
     }
@@ -246,6 +261,11 @@ impl Matcher {
         let rest = look.cgroup(place)?.strip_prefix(wanted.as_slice());
         // `/a` holds `/a/b` but not `/ab`; the root holds everything.
         Ok(rest.is_some_and(|rest| rest.is_empty() || wanted == b"/" || rest[0] == b'/'))
+    }
+
+    fn unit_matches(&self, place: Place<'_>, look: &mut Look) -> Result<bool, Errno> {
+        let Some(wanted) = &self.unit else { return Ok(true) };
+        Ok(look.unit(place)?.is_some_and(|unit| wanted.matches(unit)))
     }
 
     fn exe_matches(&self, place: Place<'_>, look: &mut Look) -> Result<bool, Errno> {
@@ -306,13 +326,26 @@ impl Look {
     /// # Errors
     /// What reading gave.
     pub fn cgroup(&mut self, place: Place<'_>) -> Result<&[u8], Errno> {
-        let content = match self.cgroup.get(|content| place.read("cgroup", content, 64 << 10)) {
-            Err(Errno::NOENT) => return Ok(b"/"), // a kernel without cgroups
-            content => content?,
-        };
-        let path = content.split(|byte| *byte == b'\n').find_map(|line| line.strip_prefix(b"0::"));
-        let path = path.unwrap_or(b"/");
-        Ok(path.strip_suffix(b" (deleted)").unwrap_or(path))
+        Ok(path_in(self.cgroups(place)?, UNIFIED).unwrap_or(b"/"))
+    }
+
+    /// The unit of the system's manager that the process belongs to.
+    ///
+    /// # Errors
+    /// What reading gave.
+    pub fn unit(&mut self, place: Place<'_>) -> Result<Option<&str>, Errno> {
+        let content = self.cgroups(place)?;
+        let unit = |hierarchy| of_cgroup(path_in(content, hierarchy)?);
+        // On the legacy hierarchy, and where a process left the unified one, systemd's own has it.
+        Ok(unit(UNIFIED).or_else(|| unit(b":name=systemd:")))
+    }
+
+    /// The cgroup of each hierarchy, a line each; empty on a kernel without cgroups.
+    fn cgroups(&mut self, place: Place<'_>) -> Result<&[u8], Errno> {
+        match self.cgroup.get(|content| place.read("cgroup", content, 64 << 10)) {
+            Err(Errno::NOENT) => Ok(b""),
+            content => content,
+        }
     }
 
     /// The real uid.
@@ -347,6 +380,21 @@ fn expression(pattern: &str) -> Result<Regex, HostError> {
     RegexBuilder::new(pattern).build().map_err(|error| {
         HostError::NotFound(format!("`{pattern}` is not a regular expression: {error}"))
     })
+}
+
+fn glob(pattern: &str) -> Result<Glob, HostError> {
+    Glob::new(pattern)
+        .map_err(|error| HostError::NotFound(format!("`{pattern}` cannot select units: {error}")))
+}
+
+/// The path in the line of one hierarchy, cgroups(7): `ID:CONTROLLERS:PATH`.
+fn path_in<'a>(content: &'a [u8], hierarchy: &[u8]) -> Option<&'a [u8]> {
+    let after_id = |line: &'a [u8]| {
+        let id = line.iter().take_while(|byte| byte.is_ascii_digit()).count();
+        line[id..].strip_prefix(hierarchy)
+    };
+    let path = content.split(|byte| *byte == b'\n').find_map(after_id)?;
+    Some(path.strip_suffix(b" (deleted)").unwrap_or(path))
 }
 
 fn cgroup_path(path: &str) -> Vec<u8> {

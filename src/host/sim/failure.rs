@@ -20,10 +20,14 @@ pub enum Verb {
     Restore,
     Headroom,
     Protected,
+    Units,
+    UnitJob,
+    Freezer,
+    Freeze,
 }
 
 impl Verb {
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 14] = [
         Self::Find,
         Self::State,
         Self::Signal,
@@ -34,6 +38,10 @@ impl Verb {
         Self::Restore,
         Self::Headroom,
         Self::Protected,
+        Self::Units,
+        Self::UnitJob,
+        Self::Freezer,
+        Self::Freeze,
     ];
 }
 

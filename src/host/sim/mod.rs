@@ -16,8 +16,8 @@ use crate::{
     experiment::{FaultKind, ProcessSelector, Signal},
     fault::undo::{Restore, Undo},
     host::{
-        Ability, Candidate, Delivery, FaultId, Headroom, Host, HostError, Member, NetCounters, NetPlan,
-        NetSpec, ProcessId, ProcessState, Stock,
+        Ability, Candidate, Delivery, FaultId, Freezer, Headroom, Host, HostError, Instance, Member,
+        NetCounters, NetPlan, NetSpec, ProcessId, ProcessState, Stock, Unit, UnitDetail, UnitVerb,
     },
     policy::{capacity::Reading, time::Moment},
 };
@@ -26,6 +26,7 @@ mod failure;
 mod network;
 mod plan;
 mod process;
+mod units;
 
 use failure::Failures;
 pub use failure::{Trouble, Verb};
@@ -33,6 +34,10 @@ use network::Network;
 pub use network::{Object, Owner};
 use process::Processes;
 pub use process::{Sent, Spawn};
+use units::Units;
+
+/// The name of the one boot that this host knows.
+const BOOT: &str = "5eed5eed-0000-4000-8000-000000000000";
 
 /// The simulated host.
 #[derive(Debug)]
@@ -44,6 +49,7 @@ pub struct SimHost {
 struct World {
     now: Moment,
     processes: Processes,
+    units: Units,
     network: Network,
     failures: Failures,
     headroom: Headroom,
@@ -57,6 +63,10 @@ pub struct Snapshot {
     pub objects: BTreeMap<Object, Owner>,
     pub sysctls: BTreeMap<(Option<String>, String), String>,
     pub stopped: BTreeSet<ProcessId>,
+    /// Cgroups that are frozen.
+    pub frozen: BTreeSet<String>,
+    /// Units in which nothing runs, and nothing is about to.
+    pub down: BTreeSet<String>,
 }
 
 impl SimHost {
@@ -67,6 +77,7 @@ impl SimHost {
         let mut world = World {
             now: Moment(1_000_000_000_000),
             processes: Processes::new(),
+            units: Units::default(),
             network: Network::new(),
             failures: Failures::new(seed),
             headroom: roomy(),
@@ -103,6 +114,26 @@ impl SimHost {
         world.processes.spawn(like, now)
     }
 
+    /// A unit of the service manager, started now: one process like this in a cgroup of the unit's.
+    /// `like.respawn` is its `Restart=`. Its process; the unit's cgroup is `/system.slice/NAME`.
+    pub fn add_unit(&self, name: &str, like: &Spawn) -> ProcessId {
+        let mut world = self.world();
+        let now = world.now;
+        let World { units, processes, .. } = &mut *world;
+        units.add(name, like, processes, now)
+    }
+
+    /// Systemd stops `other` whenever it stops `unit`.
+    pub fn bind_units(&self, unit: &str, other: &str) {
+        self.world().units.bind(unit, other);
+    }
+
+    /// What became of units by jobs, in order: every one that was taken.
+    #[must_use]
+    pub fn unit_jobs(&self) -> Vec<(String, UnitVerb)> {
+        self.world().units.jobs.clone()
+    }
+
     /// A process ends by itself.
     pub fn die(&self, id: ProcessId) {
         let mut world = self.world();
@@ -129,14 +160,17 @@ impl SimHost {
     pub fn reading(&self, group: &GroupPolicy, groups: &[GroupPolicy]) -> Result<Reading, HostError> {
         let mut world = self.world();
         let now = world.now;
-        let found = world.processes.find(&group.members, groups, now)?;
+        let instances = world.processes.instances(group, now)?;
+        let mut found = world.processes.find(&group.members, groups, now)?;
+        found.retain(|one| instances.iter().any(|instance| instance.id == one.id));
         let members: Vec<Member> = found
             .into_iter()
             .map(|candidate| {
-                let ready = world
-                    .processes
-                    .get(candidate.id)
-                    .is_some_and(|process| process.ready && !process.stopped && process.ready_at <= now);
+                let frozen = world.units.is_frozen(&candidate.cgroup, &world.processes);
+                let ready =
+                    world.processes.get(candidate.id).is_some_and(|process| {
+                        process.ready && !process.stopped && process.ready_at <= now
+                    }) && !frozen;
                 Member { process: candidate, ready }
             })
             .collect();
@@ -206,6 +240,8 @@ impl SimHost {
             objects: world.network.objects.clone(),
             sysctls,
             stopped: stopped.map(|process| process.candidate.id).collect(),
+            frozen: world.units.frozen(&world.processes),
+            down: world.units.down(&world.processes),
         }
     }
 
@@ -251,6 +287,13 @@ impl Host for SimHost {
         world.failures.check(Verb::Find, "read the process table")?;
         let now = world.now;
         world.processes.find(selector, groups, now)
+    }
+
+    fn instances(&self, group: &GroupPolicy) -> Result<Vec<Instance>, HostError> {
+        let mut world = self.world();
+        world.failures.check(Verb::Find, "read the process table")?;
+        let now = world.now;
+        world.processes.instances(group, now)
     }
 
     fn state(&self, id: ProcessId) -> Result<ProcessState, HostError> {
@@ -299,17 +342,76 @@ impl Host for SimHost {
         Ok(world.network.counters(plan, world.now))
     }
 
+    fn units(&self, globs: &[&str]) -> Result<Vec<Unit>, HostError> {
+        let mut world = self.world();
+        world.failures.check(Verb::Units, "list the units")?;
+        Ok(world.units.list(globs, &world.processes))
+    }
+
+    fn unit(&self, name: &str) -> Result<Option<UnitDetail>, HostError> {
+        let mut world = self.world();
+        world.failures.check(Verb::Units, "ask about the unit")?;
+        Ok(world.units.detail(name, &world.processes))
+    }
+
+    fn unit_job(&self, name: &str, verb: UnitVerb) -> Result<(), HostError> {
+        let mut world = self.world();
+        world.failures.check(Verb::UnitJob, "order the unit")?;
+        let now = world.now;
+        let World { units, processes, .. } = &mut *world;
+        units.job(name, verb, processes, now)
+    }
+
+    fn freezer(&self, cgroup: &str) -> Result<Option<Freezer>, HostError> {
+        let mut world = self.world();
+        world.failures.check(Verb::Freezer, "read the freezer")?;
+        Ok(world.units.freezer(cgroup, &world.processes))
+    }
+
+    fn freeze(&self, cgroup: &str, id: u64) -> Result<(), HostError> {
+        let mut world = self.world();
+        world.failures.check(Verb::Freeze, "freeze")?;
+        let World { units, processes, protected, network, .. } = &mut *world;
+        units.freeze(cgroup, id, processes)?;
+        for id in processes.in_cgroup(cgroup).0 {
+            if let Some(why) = protected.get(&id) {
+                network.violations.push(format!("{why} was frozen"));
+            }
+        }
+        Ok(())
+    }
+
+    fn boot(&self) -> Result<String, HostError> {
+        Ok(BOOT.to_owned())
+    }
+
     fn restore(&self, items: &[Restore]) -> Vec<Result<(), HostError>> {
         let mut world = self.world();
         let restore_one = |item: &Restore| {
             world.failures.check(Verb::Restore, "put it back")?;
-            if let Restore::Continue { process } = item {
-                if let Some(process) = world.processes.get_mut(*process) {
-                    process.stopped = false;
+            let now = world.now;
+            let World { units, processes, network, .. } = &mut *world;
+            match item {
+                Restore::Continue { process } => {
+                    if let Some(process) = processes.get_mut(*process) {
+                        process.stopped = false;
+                    }
+                    Ok(())
                 }
-                return Ok(());
+                Restore::Thaw { cgroup, id, boot } => {
+                    if boot == BOOT {
+                        units.thaw(cgroup, *id);
+                    }
+                    Ok(())
+                }
+                Restore::Start { unit, invocation, boot } => {
+                    if boot == BOOT {
+                        units.start_again(unit, invocation, processes, now);
+                    }
+                    Ok(())
+                }
+                _ => network.restore(item),
             }
-            world.network.restore(item)
         };
         items.iter().map(restore_one).collect()
     }
@@ -330,6 +432,9 @@ impl Host for SimHost {
         };
         vec![
             ability(FaultKind::Kill, None, true),
+            ability(FaultKind::Pause, None, true),
+            ability(FaultKind::Pause, Some("unit"), true),
+            ability(FaultKind::Unit, None, true),
             ability(FaultKind::Latency, Some("netem"), netem),
             ability(FaultKind::Latency, Some("tap"), true),
             ability(FaultKind::Connections, None, true),

@@ -10,7 +10,11 @@ use regex::Regex;
 use crate::{
     config::GroupPolicy,
     experiment::{ProcessSelector, Signal},
-    host::{Candidate, Delivery, HostError, ProcessId, ProcessState},
+    host::{
+        Candidate, Delivery, HostError, Instance, ProcessId, ProcessState,
+        instances::{Mains, in_units},
+        unit::{Glob, of_cgroup},
+    },
     policy::time::Moment,
 };
 
@@ -67,6 +71,7 @@ pub(super) struct Processes {
     pub users: BTreeMap<String, u32>,
     pub pidfiles: BTreeMap<String, u32>,
     patterns: BTreeMap<String, Regex>,
+    mains: Mains,
 }
 
 impl Processes {
@@ -83,6 +88,7 @@ impl Processes {
             users: [("root".to_owned(), 0), ("www".to_owned(), 33)].into(),
             pidfiles: BTreeMap::new(),
             patterns: BTreeMap::new(),
+            mains: Mains::default(),
         }
     }
 
@@ -100,6 +106,7 @@ impl Processes {
             name: like.name.clone(),
             cmdline: like.cmdline.clone(),
             uid: like.uid,
+            unit: of_cgroup(like.cgroup.as_bytes()).map(str::to_owned),
             cgroup: if like.cgroup.is_empty() { "/".to_owned() } else { like.cgroup.clone() },
             listens: like.listens.clone(),
             kernel_thread: false,
@@ -122,6 +129,21 @@ impl Processes {
             self.due_count += 1;
             self.due.insert((now.plus(after), self.due_count), process.like);
         }
+    }
+
+    /// The processes in this cgroup or below it, and whether a supervisor owes it another one.
+    pub(super) fn in_cgroup(&self, cgroup: &str) -> (Vec<ProcessId>, bool) {
+        let inside = self.by_pid.values().filter(|each| is_within(&each.candidate.cgroup, cgroup));
+        let owed = self.due.values().any(|like| is_within(&like.cgroup, cgroup));
+        (inside.map(|each| each.candidate.id).collect(), owed)
+    }
+
+    /// Ends all that runs in this cgroup, and what its supervisor owes it.
+    pub(super) fn empty_cgroup(&mut self, cgroup: &str, now: Moment) {
+        for id in self.in_cgroup(cgroup).0 {
+            self.die(id, now);
+        }
+        self.due.retain(|_, like| !is_within(&like.cgroup, cgroup));
     }
 
     /// Starts what supervisors owe up to `now`.
@@ -204,15 +226,34 @@ impl Processes {
             let uid = selector.user.as_deref().map(|user| self.uid(user)).transpose()?;
             let pid = selector.pidfile.as_deref().map(|file| self.pidfile(file)).transpose()?;
             let pattern = selector.cmdline.as_deref().map(|text| self.pattern(text)).transpose()?;
+            let unit = selector.unit.as_deref().map(glob).transpose()?;
             found.retain(|candidate| {
                 matches(selector, candidate, now, &self.by_pid)
+                    && unit.as_ref().is_none_or(|glob| is_in(candidate, glob))
                     && uid.is_none_or(|uid| candidate.uid == uid)
                     && pid.is_none_or(|pid| candidate.id.pid == pid)
                     && pattern.as_ref().is_none_or(|pattern| pattern.is_match(&candidate.cmdline))
             });
         }
         found.sort_by_key(|candidate| (candidate.id.start, candidate.id.pid));
+        let whole = selector.whole_group().and_then(|name| groups.iter().find(|g| g.name == *name));
+        if let Some(group) = whole.filter(|group| group.counts_units()) {
+            let instances = self.instances(group, now)?;
+            found.retain(|one| instances.iter().any(|instance| instance.id == one.id));
+        }
         Ok(found)
+    }
+
+    pub(super) fn instances(
+        &mut self,
+        group: &GroupPolicy,
+        now: Moment,
+    ) -> Result<Vec<Instance>, HostError> {
+        let members = self.find(&group.members, &[], now)?;
+        if group.counts_units() {
+            return Ok(self.mains.sort_out(&in_units(&members), now));
+        }
+        Ok(members.into_iter().map(|member| Instance::of(member.id)).collect())
     }
 
     pub(super) fn uid(&self, user: &str) -> Result<u32, HostError> {
@@ -253,6 +294,17 @@ fn matches(
         && selector.listen.is_none_or(|port| candidate.listens.contains(&port))
         && selector.cgroup.as_ref().is_none_or(|cgroup| is_within(&candidate.cgroup, cgroup))
         && selector.older_than.is_none_or(age)
+}
+
+/// A pattern over names of units.
+pub(super) fn glob(pattern: &str) -> Result<Glob, HostError> {
+    Glob::new(pattern)
+        .map_err(|error| HostError::NotFound(format!("`{pattern}` cannot select units: {error}")))
+}
+
+/// Belongs to a unit that the pattern means.
+pub(super) fn is_in(candidate: &Candidate, glob: &Glob) -> bool {
+    candidate.unit.as_ref().is_some_and(|unit| glob.matches(unit))
 }
 
 /// In this cgroup or below it.

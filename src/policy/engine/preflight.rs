@@ -293,7 +293,12 @@ pub(super) fn charge_of(run: Uuid, step: usize, touch: &Touch, lethal: bool, mad
     Charge {
         run,
         step,
-        instances: if touch.charged { touch.hit.iter().copied().collect() } else { [].into() },
+        instances: touch
+            .hit
+            .iter()
+            .filter(|_| touch.charged)
+            .map(|instance| (instance.id, instance.processes.clone()))
+            .collect(),
         anonymous: touch.extra,
         made_at,
         in_force: true,

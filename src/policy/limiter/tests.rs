@@ -5,6 +5,7 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use super::*;
+use crate::host::ProcessId;
 use crate::{
     host::{Candidate, Member},
     policy::time::Moment,
@@ -25,6 +26,7 @@ fn member(pid: u32, ready: bool) -> Member {
         uid: 0,
         cgroup: "/".to_owned(),
         listens: Vec::new(),
+        unit: None,
         kernel_thread: false,
     };
     Member { process, ready }
@@ -42,7 +44,7 @@ fn four_of_floor_three() -> Group {
 }
 
 fn kill(pids: &[u32]) -> Proposal {
-    let hit: Vec<_> = pids.iter().map(|pid| ProcessId { pid: *pid, start: 7 }).collect();
+    let hit: Vec<_> = pids.iter().map(|pid| Instance::of(ProcessId { pid: *pid, start: 7 })).collect();
     Proposal {
         run: RUN,
         step: 0,
@@ -75,7 +77,7 @@ fn charge(group: &mut Group, proposal: &Proposal, now: Moment) {
     group.charge(Charge {
         run: proposal.run,
         step: proposal.step,
-        instances: proposal.touches[0].hit.iter().copied().collect(),
+        instances: proposal.touches[0].hit.iter().map(|one| (one.id, one.processes.clone())).collect(),
         anonymous: proposal.touches[0].extra,
         made_at: now,
         in_force: true,
