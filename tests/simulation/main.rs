@@ -33,8 +33,13 @@ fn live(part: u64) {
     // A simulation in which nothing happens proves nothing.
     assert!(sum.runs >= lives, "{sum:?}");
     if lives >= 500 {
-        for (what, count) in [("signals", sum.signals), ("crashes", sum.crashes), ("deaths", sum.deaths)]
-        {
+        for (what, count) in [
+            ("signals", sum.signals),
+            ("units stopped", sum.jobs),
+            ("units frozen", sum.freezes),
+            ("crashes", sum.crashes),
+            ("deaths", sum.deaths),
+        ] {
             assert!(count > lives / 10, "few {what}: {sum:?}");
         }
         for verdict in ["Passed", "Failed", "Refused", "Aborted", "Inconclusive"] {
@@ -47,6 +52,8 @@ fn live(part: u64) {
 fn add(sum: &mut Tally, one: &Tally) {
     sum.runs += one.runs;
     sum.signals += one.signals;
+    sum.jobs += one.jobs;
+    sum.freezes += one.freezes;
     sum.crashes += one.crashes;
     sum.deaths += one.deaths;
     for (into, from) in [(&mut sum.verdicts, &one.verdicts), (&mut sum.reasons, &one.reasons)] {

@@ -134,6 +134,12 @@ impl SimHost {
         self.world().units.jobs.clone()
     }
 
+    /// Cgroups that were told to freeze, in order.
+    #[must_use]
+    pub fn freezes(&self) -> Vec<String> {
+        self.world().units.freezes.clone()
+    }
+
     /// A process ends by itself.
     pub fn die(&self, id: ProcessId) {
         let mut world = self.world();
