@@ -176,7 +176,13 @@ fn connections() -> impl Strategy<Value = FaultSpec> {
 }
 
 fn step(at: usize) -> impl Strategy<Value = Step> {
-    let fault = prop_oneof![kill(), pause(), unit(), latency(), connections()];
+    let fault = prop_oneof![
+        kill().boxed(),
+        pause().boxed(),
+        unit().boxed(),
+        latency().boxed(),
+        connections().boxed()
+    ];
     (fault, span(1_000_000), any::<bool>(), any::<bool>(), 0_u32..5).prop_map(
         move |(fault, duration, long, with, charge)| {
             let endless = matches!(fault, FaultSpec::Kill(_)) && !long;
