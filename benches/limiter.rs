@@ -16,7 +16,7 @@ use uuid::Uuid;
 use vervet::{
     config::{ApiPolicy, GroupPolicy, NetworkPolicy, Policy, ReadySource, Removal},
     experiment::{GroupName, ProcessSelector},
-    host::{Candidate, Headroom, Member, ProcessId, Stock},
+    host::{Candidate, Headroom, Instance, Member, ProcessId, Stock},
     policy::{
         capacity::{Charge, Group, Reading},
         engine::{Engine, Event, HostFacts},
@@ -134,7 +134,7 @@ fn busy(policy: GroupPolicy) -> Group {
         group.charge(Charge {
             run: Uuid::nil(),
             step: 0,
-            instances: BTreeSet::from([id(number, instance)]),
+            instances: BTreeMap::from([(id(number, instance), vec![id(number, instance)])]),
             anonymous: 0,
             made_at: START,
             in_force: true,
@@ -148,7 +148,7 @@ fn busy(policy: GroupPolicy) -> Group {
 fn proposal(hit: u32) -> Proposal {
     let touch = Touch {
         group: name(3),
-        hit: (10..10 + hit).map(|instance| id(3, instance)).collect(),
+        hit: (10..10 + hit).map(|instance| Instance::of(id(3, instance))).collect(),
         charged: true,
         extra: 0,
     };

@@ -105,6 +105,15 @@ pub struct GroupPolicy {
     pub removal: Removal,
 }
 
+impl GroupPolicy {
+    /// Its instances are units, each of them one instance however many processes it has.
+    #[must_use]
+    pub fn counts_units(&self) -> bool {
+        let ProcessSelector { unit, .. } = &self.members;
+        unit.is_some() && self.members == ProcessSelector { unit: unit.clone(), ..Default::default() }
+    }
+}
+
 /// The removal budget: so many in any window of this length.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Removal {
@@ -117,6 +126,8 @@ pub struct Removal {
 pub enum ReadySource {
     /// A member that is alive is ready.
     Process,
+    /// A member whose systemd unit is active is ready.
+    Systemd,
     /// A member that accepts a connection on `port` (absent: on each port that it listens on) is ready.
     Tcp { port: Option<u16>, within: Duration },
     /// A member that answers so is ready. `{port}` and `{pid}` in the URL are the member's own.

@@ -313,6 +313,14 @@ impl ProcessSelector {
         let unit = self.unit.clone();
         unit.is_some() && *self == Self { unit, ..Self::default() }
     }
+
+    /// The group that is all that it names: its instances are meant, not any of their processes.
+    #[must_use]
+    pub fn whole_group(&self) -> Option<&GroupName> {
+        let Self { group, older_than, .. } = self;
+        let alone = Self { group: group.clone(), older_than: *older_than, ..Self::default() };
+        group.as_ref().filter(|_| *self == alone)
+    }
 }
 
 /// How many of the candidates.

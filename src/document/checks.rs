@@ -183,6 +183,7 @@ pub fn ready(node: &Node, report: &Report) -> Read<ReadySource> {
     if let Value::Text(word) = &node.value {
         return match word.as_str() {
             "process" => Ok(ReadySource::Process),
+            "systemd" => Ok(ReadySource::Systemd),
             "tcp" => Ok(ReadySource::Tcp { port: None, within: READY_WITHIN }),
             _ => Err(no_source(node, report, word)),
         };
@@ -236,6 +237,6 @@ fn no_source(node: &Node, report: &Report, word: &str) -> Failed {
         let help = format!("write `ready = {{ {word} = … }}`");
         return report.advise(node, format!("`{word}` needs to know whom to ask"), help);
     }
-    let words = ["process", "tcp", "http", "command"].into_iter();
+    let words = ["process", "systemd", "tcp", "http", "command"].into_iter();
     values::no_such(node, report, "a readiness source", word, words)
 }

@@ -11,6 +11,7 @@ use super::{
 };
 use crate::{
     config::{GroupPolicy, ReadySource, Removal},
+    probe::systemd,
     units::show_duration,
 };
 
@@ -56,6 +57,11 @@ pub fn group(node: &Node, report: &Report) -> Read<GroupPolicy> {
         removal: removal?,
     };
     check_staleness(&table, &group);
+    if group.ready == ReadySource::Systemd && group.members.unit.is_none() {
+        let node = table.node("ready").unwrap_or(table.node);
+        let message = "whose units? systemd can only be asked about members that are selected by unit";
+        report.advise(node, message, "for example: `members = { unit = \"checkout@*.service\" }`");
+    }
     Ok(group)
 }
 
@@ -71,6 +77,7 @@ fn check_floor(table: &Table<'_>, floor: u32, expected: u32) {
 fn check_staleness(table: &Table<'_>, group: &GroupPolicy) {
     let within = match &group.ready {
         ReadySource::Process => Duration::ZERO,
+        ReadySource::Systemd => systemd::WITHIN,
         ReadySource::Tcp { within, .. }
         | ReadySource::Http { within, .. }
         | ReadySource::Command { within, .. } => *within,

@@ -88,13 +88,17 @@ pub fn in_traffic(key: &str) -> Option<Known> {
 /// Keys of readiness sources.
 pub fn in_ready(key: &str) -> Option<Known> {
     match key {
-        "systemd" | "haproxy" | "prometheus" => later(
+        "haproxy" | "prometheus" => later(
             &format!("the readiness source `{key}`"),
             "a `command` that prints the number of ready instances can ask it",
         ),
         "process" => Some(Known {
             message: "`process` is a word, not a key".to_owned(),
             help: "write `ready = \"process\"`, or nothing: it is the default".to_owned(),
+        }),
+        "systemd" => Some(Known {
+            message: "`systemd` is a word, not a key".to_owned(),
+            help: "write `ready = \"systemd\"`".to_owned(),
         }),
         _ => None,
     }

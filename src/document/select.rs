@@ -148,8 +148,8 @@ fn unit(node: &Node, report: &Report) -> Read<String> {
 /// Where systemd puts a slice: `a-b.slice` below `a.slice`, systemd.slice(5).
 fn slice_path(slice: &str) -> String {
     let ends = slice.match_indices('-').map(|(at, _)| at).filter(|at| *at > 0);
-    let above = ends.map(|at| format!("/{}.slice", &slice[..at])).collect::<String>();
-    clip(&format!("{above}/{slice}"))
+    let parts = ends.map(|at| format!("{}.slice", &slice[..at])).chain([slice.to_owned()]);
+    clip(&format!("/{}", parts.collect::<Vec<_>>().join("/")))
 }
 
 /// A regular expression that does not match everything.

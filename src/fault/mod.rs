@@ -108,13 +108,14 @@ pub fn net_spec(spec: &FaultSpec, context: &Context<'_>) -> Option<NetSpec> {
         action,
         mark_mask: context.mark_mask,
         exempt_ports: context.exempt_ports.to_vec(),
+        local: None,
     })
 }
 
 /// Looks everything up that an injection needs. Touches nothing.
 ///
 /// A network target is planned anew, because undos that came into force since it was resolved
-/// change what is shared.
+/// change what is shared. Whose traffic it is was the decision's question, and is not asked again.
 ///
 /// # Errors
 /// When the host lacks what the fault needs.
@@ -125,7 +126,10 @@ pub fn prepare(
     context: &Context<'_>,
 ) -> Result<Prepared, HostError> {
     let (target, restores, lease) = match (net_spec(spec, context), spec, target) {
-        (Some(net), ..) => {
+        (Some(mut net), ..) => {
+            if let Target::Traffic { plan } = target {
+                net.local = Some(plan.local.clone());
+            }
             let plan = host.plan_net(&net, context.open)?;
             let restores = plan.restores.clone();
             (Target::Traffic { plan: Box::new(plan) }, restores, Lease::Kernel)

@@ -18,9 +18,12 @@ use crate::{
     fault::undo::{Restore, Undo},
 };
 
+pub mod instances;
 pub mod linux;
 pub mod sim;
 pub mod unit;
+
+pub use instances::Instance;
 
 /// A process for as long as it lives: the pid alone may be reused, the pair is not.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -97,6 +100,8 @@ pub struct NetSpec {
     pub mark_mask: u32,
     /// Local TCP ports that stay untouched whatever matches: the API's. SSH's are added by the host.
     pub exempt_ports: Vec<u16>,
+    /// The local processes that own the traffic, if they were looked up a moment ago.
+    pub local: Option<Vec<Candidate>>,
 }
 
 /// What happens to matching traffic.
@@ -307,6 +312,16 @@ pub trait Host: Send + Sync {
         groups: &[GroupPolicy],
     ) -> Result<Vec<Candidate>, HostError>;
 
+    /// The instances of a group: its members, or the units that are its members. What
+    /// [`Host::find`] gives for `{ group }` alone are the processes that stand for these.
+    ///
+    /// # Errors
+    /// As [`Host::find`].
+    fn instances(&self, group: &GroupPolicy) -> Result<Vec<Instance>, HostError> {
+        let members = self.find(&group.members, &[])?;
+        Ok(members.into_iter().map(|member| Instance::of(member.id)).collect())
+    }
+
     /// Whether the process is there.
     ///
     /// # Errors
@@ -408,5 +423,5 @@ pub struct Member {
     pub ready: bool,
 }
 
-/// Every group that a process is a member of.
-pub type Memberships = BTreeMap<GroupName, Vec<ProcessId>>;
+/// The instances of every group.
+pub type Memberships = BTreeMap<GroupName, Vec<Instance>>;

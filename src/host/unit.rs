@@ -127,7 +127,7 @@ pub fn complete(pattern: &str) -> String {
 pub fn of_cgroup(path: &[u8]) -> Option<&str> {
     let path = std::str::from_utf8(path).ok()?;
     let mut parts = path.split('/').filter(|part| !part.is_empty()).map(unescape);
-    let unit = parts.find(|part| !(part.ends_with(".slice") && is_name(part)))?;
+    let unit = parts.find(|part| !(part.strip_suffix(".slice").is_some() && is_name(part)))?;
     is_name(unit).then_some(unit)
 }
 

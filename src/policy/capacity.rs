@@ -36,16 +36,16 @@ pub struct Reading {
 pub struct Charge {
     pub run: Uuid,
     pub step: usize,
-    /// The instances, where they are known.
-    pub instances: BTreeSet<ProcessId>,
+    /// The instances, where they are known, each with those of its processes that are hit.
+    pub instances: BTreeMap<ProcessId, Vec<ProcessId>>,
     /// Charged beyond those.
     pub anonymous: u32,
     pub made_at: Moment,
     /// Its step is not over yet.
     pub in_force: bool,
-    /// The instances are to die of it: their deaths are vervet's.
+    /// Those that are hit are to die of it: their deaths are vervet's.
     pub lethal: bool,
-    /// Instances that were told to end and have not yet, though the step is over.
+    /// Processes that were told to end and have not yet, though the step is over.
     pub going: BTreeSet<ProcessId>,
 }
 
@@ -54,6 +54,19 @@ impl Charge {
     #[must_use]
     pub fn is_open(&self) -> bool {
         self.in_force || !self.going.is_empty()
+    }
+
+    /// Something of this instance was told to end and has not yet.
+    fn keeps(&self, instance: ProcessId) -> bool {
+        let processes = self.instances.get(&instance);
+        processes.is_some_and(|processes| processes.iter().any(|id| self.going.contains(id)))
+    }
+
+    /// The instances whose death is meant: a unit that loses another process than its main one
+    /// lives on, and if it should not, that is a loss of its own.
+    fn doomed(&self) -> impl Iterator<Item = ProcessId> {
+        let instances = self.instances.iter().filter(|_| self.lethal);
+        instances.filter(|(id, processes)| processes.contains(id)).map(|(id, _)| *id)
     }
 
     /// Instances charged in total.
@@ -149,15 +162,15 @@ impl Group {
     fn unseen(&self, charge: &Charge, reading: &Reading) -> u32 {
         let too_new = charge.made_at > reading.taken_at.minus(self.policy.settle);
         let anonymous = if too_new || charge.in_force { charge.anonymous } else { 0 };
-        let still = |id: &ProcessId| too_new || charge.in_force || charge.going.contains(id);
+        let still = |id: ProcessId| too_new || charge.in_force || charge.keeps(id);
         let instances = match &reading.members {
             Some(members) => members
                 .iter()
                 .map(|member| (member.ready, member.process.id))
-                .filter(|(ready, id)| *ready && charge.instances.contains(id) && still(id))
+                .filter(|(ready, id)| *ready && charge.instances.contains_key(id) && still(*id))
                 .count(),
             None if too_new => charge.instances.len(),
-            None => charge.going.len(),
+            None => charge.instances.keys().filter(|id| charge.keeps(**id)).count(),
         };
         anonymous.saturating_add(u32::try_from(instances).unwrap_or(u32::MAX))
     }
@@ -165,9 +178,7 @@ impl Group {
     /// Takes instances from the group: before they are touched, and on its budget.
     pub fn charge(&mut self, charge: Charge) {
         self.ledger.record(charge.made_at, charge.count());
-        if charge.lethal {
-            self.remembered.extend(charge.instances.iter().copied());
-        }
+        self.remembered.extend(charge.doomed());
         self.charges.push(charge);
     }
 
@@ -187,7 +198,8 @@ impl Group {
         for charge in &mut self.charges {
             if charge.run == run && charge.step == step {
                 charge.in_force = false;
-                charge.going = charge.instances.intersection(going).copied().collect();
+                let hit = charge.instances.values().flatten();
+                charge.going = hit.copied().filter(|id| going.contains(id)).collect();
             }
         }
     }
@@ -196,9 +208,17 @@ impl Group {
     /// keeps it: an attempt that is repeated must not be free.
     pub fn cancel_charge(&mut self, run: Uuid, step: usize) {
         let cancelled = self.charges.extract_if(.., |charge| (charge.run, charge.step) == (run, step));
-        let spared: BTreeSet<ProcessId> = cancelled.flat_map(|charge| charge.instances).collect();
-        let charged = |id: &ProcessId| self.charges.iter().any(|charge| charge.instances.contains(id));
+        let spared: BTreeSet<ProcessId> =
+            cancelled.flat_map(|charge| charge.instances.into_keys()).collect();
+        let charged = |id: &ProcessId| is_charged(&self.charges, *id);
         self.remembered.retain(|id| !spared.contains(id) || charged(id));
+    }
+
+    /// A process that was told to end has ended, whether it stood for an instance or not.
+    pub fn ended(&mut self, process: ProcessId) {
+        for charge in &mut self.charges {
+            charge.going.remove(&process);
+        }
     }
 
     /// Something of a run is charged here and not yet over.
@@ -245,9 +265,7 @@ impl Group {
     /// A member died; noticed at once, between readings.
     pub fn lost(&mut self, id: ProcessId, at: Moment) -> Option<Reason> {
         self.dead.insert(id, at);
-        for charge in &mut self.charges {
-            charge.going.remove(&id);
-        }
+        self.ended(id);
         let ours = self.remembered.contains(&id);
         if let Some(members) = self.reading.as_mut().and_then(|reading| reading.members.as_mut()) {
             let place = members.iter().position(|member| member.process.id == id)?;
@@ -307,7 +325,7 @@ impl Group {
         let reading = self.reading.as_ref()?;
         let Some(members) = &reading.members else { return Some(reading.ready) };
         let charged = |id: &ProcessId| {
-            self.charges.iter().any(|charge| charge.is_open() && charge.instances.contains(id))
+            self.charges.iter().any(|charge| charge.is_open() && charge.instances.contains_key(id))
         };
         let going = members.iter().filter(|member| member.ready && charged(&member.process.id)).count();
         Some(reading.ready.saturating_sub(u32::try_from(going).unwrap_or(u32::MAX)))
@@ -347,7 +365,7 @@ impl Group {
     /// Members that stopped being ready, and members that are gone, without vervet's doing.
     fn lost_members(&self, before: &[Member], after: &[Member]) -> (u32, u32) {
         let (mut foreign, mut vanished) = (0, 0);
-        let charged = |id: &ProcessId| self.charges.iter().any(|charge| charge.instances.contains(id));
+        let charged = |id: &ProcessId| is_charged(&self.charges, *id);
         for member in before.iter().filter(|member| !self.remembered.contains(&member.process.id)) {
             match after.iter().find(|other| other.process.id == member.process.id) {
                 None => {
@@ -388,7 +406,7 @@ impl Group {
             Some(members) => members.iter().any(|member| member.process.id == *id),
             None => false,
         };
-        let charged = |id: &ProcessId| self.charges.iter().any(|charge| charge.instances.contains(id));
+        let charged = |id: &ProcessId| is_charged(&self.charges, *id);
         self.remembered.retain(|id| charged(id) || still_there(id));
         self.ledger.trim(self.policy.removal, now);
     }
@@ -410,6 +428,10 @@ impl Group {
             }
         }
     }
+}
+
+fn is_charged(charges: &[Charge], instance: ProcessId) -> bool {
+    charges.iter().any(|charge| charge.instances.contains_key(&instance))
 }
 
 /// Ready instances from which a blocked group is open again.

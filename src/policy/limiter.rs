@@ -10,7 +10,7 @@ use uuid::Uuid;
 use crate::{
     config::{GroupPolicy, HeadroomLimits, Limits, ReadySource, Removal},
     experiment::{GroupName, Percent, ProcessSelector},
-    host::{Headroom, ProcessId, Stock},
+    host::{Headroom, Instance, Stock},
     policy::{
         budget::Room,
         capacity::{Charge, Group, Reading, needed},
@@ -39,8 +39,8 @@ pub struct Proposal {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Touch {
     pub group: GroupName,
-    /// The instances that are hit, where they are known.
-    pub hit: Vec<ProcessId>,
+    /// The instances that are hit, where they are known, each with those of its processes that are.
+    pub hit: Vec<Instance>,
     /// They are all charged (as opposed to degraded).
     pub charged: bool,
     /// Charged beyond them.
@@ -335,7 +335,7 @@ fn must_refuse(policy: &GroupPolicy, now: Moment) -> Vec<(&'static str, Group, P
     charged.charge(Charge {
         run: Uuid::nil(),
         step: 1,
-        instances: std::collections::BTreeSet::new(),
+        instances: BTreeMap::new(),
         anonymous: 1,
         made_at: now,
         in_force: true,

@@ -12,7 +12,7 @@ use sha2::{Digest, Sha256};
 use crate::{
     experiment::{FaultSpec, Kill, Order, Pause, Pick, ProcessTarget, Step, UnitAction, UnitFault},
     fault::{Target, connections},
-    host::{Candidate, Memberships, NetPlan, ProcessId, UnitCandidate},
+    host::{Candidate, Instance, Memberships, NetPlan, ProcessId, UnitCandidate},
     policy::{limiter::Touch, protected, reason::Reason},
 };
 
@@ -176,10 +176,16 @@ fn touches(
     memberships
         .iter()
         .filter_map(|(group, members)| {
-            let hit: Vec<ProcessId> = members.iter().copied().filter(|id| is_hit(id)).collect();
+            let hit: Vec<Instance> = members.iter().filter_map(|one| part_hit(one, &is_hit)).collect();
             (!hit.is_empty()).then(|| Touch { group: group.clone(), hit, charged, extra })
         })
         .collect()
+}
+
+/// What of an instance is hit; all of it falls, whichever of its processes does.
+fn part_hit(instance: &Instance, is_hit: impl Fn(&ProcessId) -> bool) -> Option<Instance> {
+    let processes: Vec<_> = instance.processes.iter().copied().filter(is_hit).collect();
+    (!processes.is_empty()).then_some(Instance { id: instance.id, processes })
 }
 
 /// What will be hit, a line each, for people.

@@ -113,7 +113,10 @@ impl Work {
             .map(|(ready, group)| {
                 ready?;
                 let found = found.next().unwrap_or_else(|| Ok(Vec::new()));
-                let found = found.map_err(|error| error.to_string())?;
+                let mut found = found.map_err(|error| error.to_string())?;
+                if group.counts_units() {
+                    found = self.processes.main_processes(found);
+                }
                 let ids: HashSet<_> = found.iter().map(|found| found.candidate.id).collect();
                 self.deaths.set_members(&group.name, &ids).map_err(|error| error.to_string())?;
                 Ok(Arc::new(found))

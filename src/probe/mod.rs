@@ -12,6 +12,7 @@ pub mod members;
 pub mod monitor;
 pub mod process;
 pub mod ready;
+pub mod systemd;
 pub mod tcp;
 
 /// Asks the question of a steady-state probe. `None` for a question about a group: policy answers

@@ -18,11 +18,14 @@ use tokio::{
 };
 use uuid::Uuid;
 
-use super::{ask, deaths::Deaths, members::Discovery, ready::Source};
+use super::{ask, deaths::Deaths, members::Discovery, ready::Source, systemd::name_mains};
 use crate::{
     config::GroupPolicy,
     experiment::{Check, GroupName, Probe},
-    host::{Headroom, HostError, ProcessId, linux::clock, linux::process::Processes},
+    host::{
+        Headroom, HostError, ProcessId,
+        linux::{clock, process::Processes, systemd::Systemd},
+    },
     policy::{capacity::Reading, time::Moment},
 };
 
@@ -62,6 +65,21 @@ impl Monitors {
         processes: &Arc<Processes>,
         sender: UnboundedSender<Observation>,
     ) -> Result<Self, HostError> {
+        // Of its own: whoever acts must not wait behind one that looks.
+        Self::start_with(groups, processes, Arc::new(Systemd::new()), sender)
+    }
+
+    /// The same, with this client of the service manager.
+    ///
+    /// # Errors
+    /// When the kernel gives no thread or descriptors to watch for deaths.
+    pub fn start_with(
+        groups: &[GroupPolicy],
+        processes: &Arc<Processes>,
+        systemd: Arc<Systemd>,
+        sender: UnboundedSender<Observation>,
+    ) -> Result<Self, HostError> {
+        let doubt = Arc::new(Notify::new());
         let deaths = Arc::new(Deaths::start(Arc::clone(processes), sender.clone())?);
         let discovery = Discovery::new(Arc::clone(processes), groups.to_vec(), Arc::clone(&deaths));
         let discovery = Arc::new(discovery);
@@ -74,10 +92,15 @@ impl Monitors {
                 discovery: Arc::clone(&discovery),
                 group: Arc::new(group.clone()),
                 index,
+                systemd: Arc::clone(&systemd),
+                doubt: Arc::clone(&doubt),
             };
             tasks.spawn(watch_group(source, wish, sender.clone()));
         }
         tasks.spawn(watch_headroom(Arc::clone(processes), sender.clone()));
+        if groups.iter().any(GroupPolicy::counts_units) {
+            tasks.spawn(name_mains(Arc::clone(processes), systemd, doubt));
+        }
         Ok(Self { deaths, sender, wishes, tasks: Mutex::new(tasks), probes: Mutex::default() })
     }
 

@@ -5,9 +5,9 @@
 
 use std::{net::SocketAddr, sync::Arc};
 
-use tokio::task::JoinSet;
+use tokio::{sync::Notify, task::JoinSet};
 
-use super::{command, http, members::Discovery, process, tcp};
+use super::{command, http, members::Discovery, process, systemd, tcp};
 use crate::{
     config::{GroupPolicy, ReadySource},
     host::{
@@ -15,6 +15,7 @@ use crate::{
         linux::{
             clock,
             process::{Found, Processes},
+            systemd::Systemd,
         },
     },
     policy::{capacity::Reading, time::Moment},
@@ -34,6 +35,9 @@ pub struct Source {
     pub group: Arc<GroupPolicy>,
     /// Its place among the groups of the discovery.
     pub index: usize,
+    pub systemd: Arc<Systemd>,
+    /// Wakes whoever asks systemd for the main processes of units.
+    pub doubt: Arc<Notify>,
 }
 
 impl Source {
@@ -49,9 +53,32 @@ impl Source {
             let ended = command::run(argv, *within).await?;
             return Ok(self.counted(ended.count()?, found.len(), taken_at));
         }
-        let members = self.ask_all(self.living(found).await?).await?;
+        let mut members = self.ask_all(self.living(found).await?).await?;
+        if self.group.counts_units() && !self.processes.doubtful_units().is_empty() {
+            self.doubt.notify_one();
+        }
+        if self.group.ready == ReadySource::Systemd {
+            self.ask_systemd(&mut members).await?;
+        }
         let ready = count(members.iter().filter(|member| member.ready).count());
         Ok(Reading { ready, total: count(members.len()), taken_at, members: Some(members) })
+    }
+
+    /// Of those that live, who is ready as systemd has it.
+    async fn ask_systemd(&self, members: &mut [Member]) -> Result<(), String> {
+        let patterns = self.group.members.unit.iter().cloned().collect();
+        let units = systemd::units(&self.systemd, patterns).await?;
+        let stands_for_unit = self.group.counts_units();
+        for member in members {
+            let ready = systemd::is_ready(&units, &member.process, stands_for_unit);
+            let unit = member.process.unit.as_ref().and_then(|name| units.get(name));
+            if let (true, Some(unit)) = (stands_for_unit && !ready, unit) {
+                // If it is another one's unit by now, the next look finds that one.
+                systemd::adopt(&self.processes, unit);
+            }
+            member.ready &= ready;
+        }
+        Ok(())
     }
 
     /// A program that only says how many are ready is taken to speak of all that are expected, or
@@ -115,7 +142,7 @@ impl Question {
     /// `None` where being alive is all that is asked.
     fn new(source: &ReadySource, found: &Found) -> Result<Option<Self>, String> {
         match source {
-            ReadySource::Process | ReadySource::Command { .. } => Ok(None),
+            ReadySource::Process | ReadySource::Systemd | ReadySource::Command { .. } => Ok(None),
             ReadySource::Tcp { port, within } => {
                 let mut addresses = reachable(found)?;
                 addresses.retain(|address| port.is_none_or(|port| address.port() == port));

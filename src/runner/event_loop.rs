@@ -25,6 +25,7 @@ use crate::{
         time::{Moment, Now},
     },
     probe::monitor::{Monitors, Observation},
+    service::{notify::Manager, story::Line},
     view::{EventView, HaltView, RunView},
 };
 
@@ -48,6 +49,8 @@ pub struct Parts<H> {
     /// Both ends of the channel by which workers report.
     pub events: (mpsc::UnboundedSender<Event>, mpsc::UnboundedReceiver<Event>),
     pub history: Arc<dyn History>,
+    /// Hears from this very loop that it lives: one that hangs hears no order either.
+    pub manager: Arc<Manager>,
     pub clock: Arc<dyn Fn() -> Now + Send + Sync>,
 }
 
@@ -106,6 +109,9 @@ pub struct EventLoop<H> {
 
 /// How long a halt's answer waits for the disk; after that it says that it is not durable (yet).
 const HALT_PATIENCE: Duration = Duration::from_millis(50);
+
+/// Idempotency keys that are remembered without asking the journal.
+const REMEMBERED_KEYS: usize = 1_000;
 
 /// Requests that may wait before the API has to.
 const QUEUE: usize = 256;
@@ -195,7 +201,8 @@ impl<H: Host + 'static> EventLoop<H> {
     fn next_wake(&self) -> Duration {
         let now = (self.parts.clock)().mono;
         let halt = self.halt_asked.map(|at| at.plus(HALT_PATIENCE));
-        let wake = self.parts.engine.next_wake().into_iter().chain(halt).min();
+        let ping = self.parts.manager.next_ping();
+        let wake = self.parts.engine.next_wake().into_iter().chain(halt).chain(ping).min();
         wake.map_or(Duration::from_hours(1), |at| at.since(now))
     }
 
@@ -232,6 +239,7 @@ impl<H: Host + 'static> EventLoop<H> {
                     }
                     Err(error) => tracing::error!(%error, "the policy stays as it was"),
                 }
+                self.parts.manager.ready();
             }
             Order::Stop | Order::Hurry => {
                 self.hurry |= matches!(order, Order::Hurry);
@@ -346,8 +354,9 @@ impl<H: Host + 'static> EventLoop<H> {
             return;
         };
         let name = (request.caller.clone(), key.clone());
+        self.forget_old_keys();
         if let Some(known) = self.keys.get(&name).copied() {
-            let _ = reply.send(self.again(&request, known));
+            self.again(&request, known, reply);
             return;
         }
         let waiting = self.looking.entry(name).or_default();
@@ -369,7 +378,10 @@ impl<H: Host + 'static> EventLoop<H> {
         }
         for (request, reply) in self.looking.remove(&name).unwrap_or_default() {
             let answer = match (self.keys.get(&name).copied(), looked) {
-                (Some(known), _) => self.again(&request, known),
+                (Some(known), _) => {
+                    self.again(&request, known, reply);
+                    continue;
+                }
                 (None, Err(error)) => Err(RequestError::Rejected(crate::view::ReasonView {
                     reason: "journal_unavailable".to_owned(),
                     message: format!("whether this key was used cannot be known: {error}"),
@@ -381,22 +393,32 @@ impl<H: Host + 'static> EventLoop<H> {
         }
     }
 
-    /// The run that an idempotency key began before.
-    fn again(
-        &self,
-        request: &StartRequest,
-        (body, run): ([u8; 32], Uuid),
-    ) -> Result<Arc<RunView>, RequestError> {
+    /// Answers with the run that an idempotency key began before. One that is history by now is read on
+    /// a thread that may wait for the disk.
+    fn again(&self, request: &StartRequest, (body, run): ([u8; 32], Uuid), reply: StartReply) {
         if request.idempotency.as_ref().is_some_and(|key| key.body != body) {
-            return Err(RequestError::KeyReused(run));
+            let _ = reply.send(Err(RequestError::KeyReused(run)));
+            return;
         }
         let live = self.logs.read().unwrap_or_else(PoisonError::into_inner).get(&run).cloned();
         if let Some(log) = live {
-            return Ok(log.latest.borrow().clone());
+            let _ = reply.send(Ok(log.latest.borrow().clone()));
+            return;
         }
-        match self.parts.history.report(run) {
-            Ok(Some(report)) => Ok(Arc::new(report.run)),
-            _ => Err(RequestError::NotFound),
+        let history = self.parts.history.clone();
+        tokio::task::spawn_blocking(move || {
+            let answer = match history.report(run) {
+                Ok(Some(report)) => Ok(Arc::new(report.run)),
+                _ => Err(RequestError::NotFound),
+            };
+            let _ = reply.send(answer);
+        });
+    }
+
+    /// Memory only saves the question to the journal, which knows every key of the last day.
+    fn forget_old_keys(&mut self) {
+        if self.keys.len() >= REMEMBERED_KEYS {
+            self.keys.clear();
         }
     }
 
@@ -521,9 +543,9 @@ impl<H: Host + 'static> EventLoop<H> {
     }
 
     fn log(&self, event: EventView) {
-        tracing::info!(
-            run = %event.run, step = event.step, kind = event.kind, data = %event.data, "{}", event.message
-        );
+        if let Some(run) = self.parts.engine.run(event.run) {
+            Line::of(&event, run).tell(&event, run);
+        }
         let log = self.logs.read().unwrap_or_else(PoisonError::into_inner).get(&event.run).cloned();
         if let Some(log) = log {
             let mut events = log.events.lock().unwrap_or_else(PoisonError::into_inner);
@@ -541,12 +563,15 @@ impl<H: Host + 'static> EventLoop<H> {
         let runs = self.parts.engine.run_views(now);
         self.publish_logs(&runs);
         let engine = &self.parts.engine;
-        self.snapshot.send_replace(Arc::new(Snapshot {
+        let snapshot = Snapshot {
             host: engine.host_view(now),
             groups: engine.group_views(now),
             faults: engine.fault_views(now),
             runs,
-        }));
+        };
+        self.parts.manager.ping(now.mono);
+        self.parts.manager.status(&snapshot);
+        self.snapshot.send_replace(Arc::new(snapshot));
     }
 
     fn publish_logs(&self, runs: &[Arc<RunView>]) {

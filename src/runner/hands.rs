@@ -235,9 +235,7 @@ impl<H: Host> Hands<H> {
     ) -> Result<(Memberships, BTreeMap<crate::host::ProcessId, String>), HostError> {
         let mut memberships = Memberships::new();
         for group in &policy.groups {
-            let members = self.host.find(&group.members, &policy.groups)?;
-            memberships
-                .insert(group.name.clone(), members.into_iter().map(|member| member.id).collect());
+            memberships.insert(group.name.clone(), self.host.instances(group)?);
         }
         Ok((memberships, self.host.protected()?))
     }

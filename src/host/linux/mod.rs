@@ -14,8 +14,8 @@ use crate::{
     experiment::{FaultKind, ProcessSelector, Signal, Traffic},
     fault::undo::{Restore, Undo},
     host::{
-        Ability, Candidate, Delivery, Freezer, Headroom, Host, HostError, NetCounters, NetPlan, NetSpec,
-        ProcessId, ProcessState, Unit, UnitDetail, UnitVerb,
+        Ability, Candidate, Delivery, Freezer, Headroom, Host, HostError, Instance, NetCounters,
+        NetPlan, NetSpec, ProcessId, ProcessState, Unit, UnitDetail, UnitVerb,
     },
 };
 
@@ -24,6 +24,7 @@ pub mod clock;
 pub mod exits;
 pub mod headroom;
 pub mod net;
+pub mod privileges;
 pub mod process;
 pub mod procfs;
 pub mod protected;
@@ -132,6 +133,10 @@ impl Host for LinuxHost {
         self.processes.find(selector, groups)
     }
 
+    fn instances(&self, group: &GroupPolicy) -> Result<Vec<Instance>, HostError> {
+        self.processes.instances(group)
+    }
+
     fn state(&self, id: ProcessId) -> Result<ProcessState, HostError> {
         self.processes.state(id)
     }
@@ -145,7 +150,10 @@ impl Host for LinuxHost {
         exempt.extend(self.processes.ssh_ports()?);
         let spec = NetSpec { exempt_ports: exempt.into_iter().collect(), ..spec.clone() };
         let mut plan = self.net.plan(&spec, open)?;
-        plan.local = self.owners(&spec.traffic)?;
+        plan.local = match spec.local {
+            Some(local) => local,
+            None => self.owners(&spec.traffic)?,
+        };
         Ok(plan)
     }
 

@@ -5,9 +5,9 @@
 //! signalled, but for the ones whose end would be the host's or vervet's own.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     path::Path,
-    sync::{Mutex, PoisonError},
+    sync::{Mutex, MutexGuard, PoisonError},
 };
 
 use rustix::{
@@ -26,7 +26,10 @@ use super::{
 use crate::{
     config::GroupPolicy,
     experiment::{ProcessSelector, Signal},
-    host::{Candidate, Delivery, HostError, ProcessId, ProcessState},
+    host::{
+        Candidate, Delivery, HostError, Instance, ProcessId, ProcessState,
+        instances::{Mains, in_units},
+    },
 };
 
 /// Characters of a command line that are told.
@@ -40,6 +43,8 @@ pub struct Processes {
     ticks: u64,
     /// Processes that were declared untouchable, with the reason.
     pub(super) declared: Mutex<BTreeMap<ProcessId, String>>,
+    /// Shared by all who look, so that all speak of the same instances.
+    mains: Mutex<Mains>,
 }
 
 /// A match, with what a readiness source wants to know of it.
@@ -61,7 +66,12 @@ impl Processes {
         let ticks = nix::unistd::sysconf(nix::unistd::SysconfVar::CLK_TCK).ok().flatten();
         let ticks = ticks.and_then(|ticks| u64::try_from(ticks).ok()).filter(|ticks| *ticks > 0);
         // 100 on every architecture that Linux runs on: USER_HZ.
-        Ok(Self { proc, ticks: ticks.unwrap_or(100), declared: Mutex::default() })
+        Ok(Self {
+            proc,
+            ticks: ticks.unwrap_or(100),
+            declared: Mutex::default(),
+            mains: Mutex::default(),
+        })
     }
 
     /// Processes that match, in order of (start, pid). Never the kernel's threads, never zombies.
@@ -77,7 +87,57 @@ impl Processes {
         let query = Query::new(selector, groups, self.ticks)?;
         let mut found = self.find_all(&[&query])?;
         let found = found.pop().unwrap_or_else(|| Ok(Vec::new()))?;
-        Ok(found.into_iter().map(|found| found.candidate).collect())
+        let mut found: Vec<_> = found.into_iter().map(|found| found.candidate).collect();
+        let whole = selector.whole_group().and_then(|name| groups.iter().find(|g| g.name == *name));
+        if let Some(group) = whole.filter(|group| group.counts_units()) {
+            let mains: BTreeSet<_> = self.instances(group)?.into_iter().map(|one| one.id).collect();
+            found.retain(|candidate| mains.contains(&candidate.id));
+        }
+        Ok(found)
+    }
+
+    /// The instances of a group.
+    ///
+    /// # Errors
+    /// As [`Processes::find`].
+    pub fn instances(&self, group: &GroupPolicy) -> Result<Vec<Instance>, HostError> {
+        let members = self.find(&group.members, &[])?;
+        if group.counts_units() {
+            return Ok(self.mains().sort_out(&in_units(&members), clock::boottime()));
+        }
+        Ok(members.into_iter().map(|member| Instance::of(member.id)).collect())
+    }
+
+    /// Out of all processes of a group's units, those that stand for them, each with the ports of
+    /// its whole unit.
+    #[must_use]
+    pub fn main_processes(&self, found: Vec<Found>) -> Vec<Found> {
+        let units = in_units(found.iter().map(|found| &found.candidate));
+        let instances = self.mains().sort_out(&units, clock::boottime());
+        let mut found: BTreeMap<_, _> = found.into_iter().map(|one| (one.candidate.id, one)).collect();
+        instances.iter().filter_map(|instance| merge(instance, &mut found)).collect()
+    }
+
+    /// Units of which it is not known whether they still are instances.
+    #[must_use]
+    pub fn doubtful_units(&self) -> Vec<String> {
+        self.mains().doubts()
+    }
+
+    /// The service manager says that this process is the main one of the unit.
+    ///
+    /// # Errors
+    /// When the process table cannot be read.
+    pub fn adopt_main(&self, unit: &str, pid: u32) -> Result<(), HostError> {
+        if let Some(id) = self.identify(pid)? {
+            self.mains().adopt(unit, id, clock::boottime());
+        }
+        Ok(())
+    }
+
+    fn mains(&self) -> MutexGuard<'_, Mains> {
+        // Whole after every statement, so a panic elsewhere does not spoil it.
+        self.mains.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The members of a group, with where they listen.
@@ -217,6 +277,29 @@ impl Processes {
     pub(super) fn proc(&self) -> &ProcFs {
         &self.proc
     }
+}
+
+/// The process that stands for an instance, which listens wherever one of them does.
+fn merge(instance: &Instance, found: &mut BTreeMap<ProcessId, Found>) -> Option<Found> {
+    let others = instance.processes.iter().filter(|id| **id != instance.id);
+    let others: Vec<Found> = others.filter_map(|id| found.remove(id)).collect();
+    let mut main = found.remove(&instance.id)?;
+    for other in others {
+        match (&mut main.listens, other.listens) {
+            (Ok(all), Ok(more)) => {
+                all.elsewhere |= more.elsewhere;
+                all.addresses.extend(more.addresses);
+                all.addresses.sort_unstable();
+                all.addresses.dedup();
+                main.candidate.listens.extend(other.candidate.listens);
+            }
+            (Ok(_), Err(error)) => main.listens = Err(error),
+            (Err(_), _) => {}
+        }
+    }
+    main.candidate.listens.sort_unstable();
+    main.candidate.listens.dedup();
+    Some(main)
 }
 
 /// One walk through the table, for several queries.

@@ -16,8 +16,8 @@ use crate::{
     experiment::{FaultKind, ProcessSelector, Signal},
     fault::undo::{Restore, Undo},
     host::{
-        Ability, Candidate, Delivery, FaultId, Freezer, Headroom, Host, HostError, Member, NetCounters,
-        NetPlan, NetSpec, ProcessId, ProcessState, Stock, Unit, UnitDetail, UnitVerb,
+        Ability, Candidate, Delivery, FaultId, Freezer, Headroom, Host, HostError, Instance, Member,
+        NetCounters, NetPlan, NetSpec, ProcessId, ProcessState, Stock, Unit, UnitDetail, UnitVerb,
     },
     policy::{capacity::Reading, time::Moment},
 };
@@ -166,7 +166,9 @@ impl SimHost {
     pub fn reading(&self, group: &GroupPolicy, groups: &[GroupPolicy]) -> Result<Reading, HostError> {
         let mut world = self.world();
         let now = world.now;
-        let found = world.processes.find(&group.members, groups, now)?;
+        let instances = world.processes.instances(group, now)?;
+        let mut found = world.processes.find(&group.members, groups, now)?;
+        found.retain(|one| instances.iter().any(|instance| instance.id == one.id));
         let members: Vec<Member> = found
             .into_iter()
             .map(|candidate| {
@@ -291,6 +293,13 @@ impl Host for SimHost {
         world.failures.check(Verb::Find, "read the process table")?;
         let now = world.now;
         world.processes.find(selector, groups, now)
+    }
+
+    fn instances(&self, group: &GroupPolicy) -> Result<Vec<Instance>, HostError> {
+        let mut world = self.world();
+        world.failures.check(Verb::Find, "read the process table")?;
+        let now = world.now;
+        world.processes.instances(group, now)
     }
 
     fn state(&self, id: ProcessId) -> Result<ProcessState, HostError> {

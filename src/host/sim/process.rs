@@ -11,7 +11,8 @@ use crate::{
     config::GroupPolicy,
     experiment::{ProcessSelector, Signal},
     host::{
-        Candidate, Delivery, HostError, ProcessId, ProcessState,
+        Candidate, Delivery, HostError, Instance, ProcessId, ProcessState,
+        instances::{Mains, in_units},
         unit::{Glob, of_cgroup},
     },
     policy::time::Moment,
@@ -70,6 +71,7 @@ pub(super) struct Processes {
     pub users: BTreeMap<String, u32>,
     pub pidfiles: BTreeMap<String, u32>,
     patterns: BTreeMap<String, Regex>,
+    mains: Mains,
 }
 
 impl Processes {
@@ -86,6 +88,7 @@ impl Processes {
             users: [("root".to_owned(), 0), ("www".to_owned(), 33)].into(),
             pidfiles: BTreeMap::new(),
             patterns: BTreeMap::new(),
+            mains: Mains::default(),
         }
     }
 
@@ -233,7 +236,24 @@ impl Processes {
             });
         }
         found.sort_by_key(|candidate| (candidate.id.start, candidate.id.pid));
+        let whole = selector.whole_group().and_then(|name| groups.iter().find(|g| g.name == *name));
+        if let Some(group) = whole.filter(|group| group.counts_units()) {
+            let instances = self.instances(group, now)?;
+            found.retain(|one| instances.iter().any(|instance| instance.id == one.id));
+        }
         Ok(found)
+    }
+
+    pub(super) fn instances(
+        &mut self,
+        group: &GroupPolicy,
+        now: Moment,
+    ) -> Result<Vec<Instance>, HostError> {
+        let members = self.find(&group.members, &[], now)?;
+        if group.counts_units() {
+            return Ok(self.mains.sort_out(&in_units(&members), now));
+        }
+        Ok(members.into_iter().map(|member| Instance::of(member.id)).collect())
     }
 
     pub(super) fn uid(&self, user: &str) -> Result<u32, HostError> {

@@ -144,7 +144,7 @@ pub enum Effect {
     Prepare {
         run: Uuid,
         step: usize,
-        spec: FaultSpec,
+        spec: Box<FaultSpec>,
         target: Target,
         fault: FaultId,
         seed: u64,

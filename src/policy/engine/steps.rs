@@ -55,6 +55,19 @@ impl Engine {
         let _ = now;
     }
 
+    /// Begins the first stage with targets that were looked up for it this instant.
+    pub(super) fn begin_stage_with(&mut self, id: Uuid, hits: Vec<Hit>, now: Now, out: &mut Effects) {
+        let Some(run) = self.runs.get_mut(&id) else { return };
+        let end = run.stage_end(0);
+        run.phase = Phase::Stage { first: 0, end };
+        for step in &mut run.steps[..end] {
+            step.phase = StepPhase::Resolving;
+        }
+        for (step, hit) in hits.into_iter().enumerate().take(end) {
+            self.step_found(id, step, Ok(hit), now, out);
+        }
+    }
+
     fn resolve_step(&mut self, id: Uuid, step: usize, out: &mut Effects) {
         let Some(run) = self.runs.get_mut(&id) else { return };
         run.dirty = true;
@@ -71,12 +84,26 @@ impl Engine {
         now: Now,
         out: &mut Effects,
     ) {
+        let Some(run) = self.runs.get(&id) else { return };
+        let hit = hit_of(&run.experiment, step, run.seed, result);
+        self.step_found(id, step, hit, now, out);
+    }
+
+    /// Decides on a step whose exact targets are known as of now.
+    fn step_found(
+        &mut self,
+        id: Uuid,
+        step: usize,
+        hit: Result<Hit, Reason>,
+        now: Now,
+        out: &mut Effects,
+    ) {
         let Some(run) = self.runs.get(&id).filter(|run| run.steps[step].phase == StepPhase::Resolving)
         else {
             return;
         };
         let experiment = run.experiment.clone();
-        let hit = match hit_of(&experiment, step, run.seed, result) {
+        let hit = match hit {
             Ok(hit) => hit,
             Err(why) => return self.limiter_stop(id, why, now, out),
         };
@@ -138,7 +165,7 @@ impl Engine {
         out.push(Effect::Prepare {
             run: id,
             step,
-            spec: run.experiment.steps[step].fault.clone(),
+            spec: Box::new(run.experiment.steps[step].fault.clone()),
             target: hit.target,
             fault: run.steps[step].fault.clone(),
             seed: plan::step_seed(run.seed, step),

@@ -52,6 +52,9 @@ impl Engine {
         now: Now,
         out: &mut Effects,
     ) {
+        for group in self.groups.values_mut() {
+            group.ended(process);
+        }
         for name in groups {
             let trouble = self.groups.get_mut(name).and_then(|group| group.lost(process, at));
             if let Some(trouble) = trouble {

@@ -5,6 +5,7 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use super::*;
+use crate::host::ProcessId;
 use crate::{
     host::{Candidate, Member},
     policy::time::Moment,
@@ -43,7 +44,7 @@ fn four_of_floor_three() -> Group {
 }
 
 fn kill(pids: &[u32]) -> Proposal {
-    let hit: Vec<_> = pids.iter().map(|pid| ProcessId { pid: *pid, start: 7 }).collect();
+    let hit: Vec<_> = pids.iter().map(|pid| Instance::of(ProcessId { pid: *pid, start: 7 })).collect();
     Proposal {
         run: RUN,
         step: 0,
@@ -76,7 +77,7 @@ fn charge(group: &mut Group, proposal: &Proposal, now: Moment) {
     group.charge(Charge {
         run: proposal.run,
         step: proposal.step,
-        instances: proposal.touches[0].hit.iter().copied().collect(),
+        instances: proposal.touches[0].hit.iter().map(|one| (one.id, one.processes.clone())).collect(),
         anonymous: proposal.touches[0].extra,
         made_at: now,
         in_force: true,
