@@ -148,6 +148,8 @@ pub struct World {
     /// Removals as the host saw them: vervet's signals, and deaths of others' doing.
     removals: Vec<(Moment, String)>,
     doomed: BTreeSet<ProcessId>,
+    /// Instances that a fault has taken, whichever of their processes it hit.
+    taken: BTreeSet<(FaultId, ProcessId)>,
     blind_until: Moment,
     pub tally: Tally,
     pub trace: Vec<String>,
@@ -173,8 +175,12 @@ impl World {
         host.set_headroom(Headroom { memory: half, pids: half, file_handles: half, conntrack: half });
         host.set_netem(rng.random_bool(0.5));
         host.set_traffic(rng.random_range(0..2000), rng.random_range(0..60));
+        let units = rng.random_bool(0.4);
         for kind in KINDS {
+            let units = units && kind == KINDS[0];
             for at in 0..rng.random_range(2..7_u16) {
+                let crew = if units { rng.random_range(0..4) } else { 0 };
+                let linger = Duration::from_millis(rng.random_range(0..1500));
                 host.spawn(&Spawn {
                     name: kind.to_owned(),
                     cmdline: format!("{kind} --instance {at}"),
@@ -184,13 +190,20 @@ impl World {
                         .random_bool(0.7)
                         .then(|| Duration::from_millis(rng.random_range(20..4000))),
                     warm_up: Duration::from_millis(rng.random_range(0..1500)),
+                    cgroup: if units {
+                        format!("/system.slice/system-checkout.slice/checkout@{at}.service")
+                    } else {
+                        String::new()
+                    },
+                    crew,
+                    linger: if units { linger } else { Duration::ZERO },
                     ..Spawn::default()
                 });
             }
         }
         host.advance(BEGIN.plus(Duration::from_secs(10)));
         let now = BEGIN.plus(Duration::from_secs(10));
-        let policy = Arc::new(policy(&mut rng));
+        let policy = Arc::new(policy(&mut rng, units));
         let engine = Engine::new(policy.clone(), facts(&host), None);
         let runs_left = rng.random_range(1..4);
         let mut world = Self {
@@ -217,6 +230,7 @@ impl World {
             seen_signals: 0,
             removals: Vec::new(),
             doomed: BTreeSet::new(),
+            taken: BTreeSet::new(),
             blind_until: Moment::default(),
             tally: Tally::default(),
             trace: Vec::new(),
@@ -653,14 +667,24 @@ impl World {
         }
         for sent in fresh {
             self.tally.signals += 1;
-            let named = self.ledger.any_intent(|intent| match &intent.prepared.target {
+            let named = std::cell::RefCell::new(None);
+            let _ = self.ledger.any_intent(|intent| match &intent.prepared.target {
                 vervet::fault::Target::Processes { processes } => {
-                    processes.iter().any(|p| p.id == sent.process)
+                    let hit = processes.iter().any(|p| p.id == sent.process);
+                    if hit {
+                        named.replace(Some(intent.fault().clone()));
+                    }
+                    hit
                 }
                 vervet::fault::Target::Traffic { .. } => false,
             });
-            self.promise(named, &format!("{:?} was named in a durable intent", sent.process));
-            if self.doomed.insert(sent.process) {
+            let named = named.into_inner();
+            self.promise(named.is_some(), &format!("{:?} was named in an intent", sent.process));
+            let instance = self.host.leader_of(sent.process);
+            if self.doomed.insert(sent.process)
+                && let Some(fault) = named
+                && self.taken.insert((fault, instance))
+            {
                 self.check_removal(sent.process);
             }
         }
@@ -701,14 +725,11 @@ impl World {
                 group.name, group.removal.at_once, group.removal.every, self.removals
             ),
         );
-        let found = self.host.reading(&group, &self.policy.groups);
-        let Ok(found) = found else { return };
-        let left = found
-            .members
-            .iter()
-            .flatten()
-            .filter(|m| m.ready && !self.doomed.contains(&m.process.id))
-            .count();
+        // Not as vervet counts, but as it is: what is left of a unit without its main process is
+        // nothing.
+        let mut left = self.host.leaders_ready(KINDS[index]);
+        left.retain(|id| !self.doomed.contains(id));
+        let left = left.len();
         // What others did in the last moments nobody can have known in time.
         let calm =
             self.now.since(self.foreign_at) > Duration::from_millis(400) && self.now > self.blind_until;
@@ -823,7 +844,7 @@ fn facts(host: &SimHost) -> HostFacts {
     }
 }
 
-fn policy(rng: &mut ChaCha12Rng) -> Policy {
+fn policy(rng: &mut ChaCha12Rng, units: bool) -> Policy {
     let groups = GROUPS
         .iter()
         .zip(KINDS)
@@ -831,7 +852,12 @@ fn policy(rng: &mut ChaCha12Rng) -> Policy {
             name: (*name).into(),
             floor: rng.random_range(0..4),
             expected: None,
-            members: ProcessSelector { name: Some(kind.to_owned()), ..ProcessSelector::default() },
+            members: if units && kind == KINDS[0] {
+                let unit = Some("checkout@*.service".to_owned());
+                ProcessSelector { unit, ..ProcessSelector::default() }
+            } else {
+                ProcessSelector { name: Some(kind.to_owned()), ..ProcessSelector::default() }
+            },
             ready: ReadySource::Process,
             poll: Duration::from_millis(250),
             stale_after: Duration::from_secs(2),
@@ -913,9 +939,11 @@ fn fault(rng: &mut ChaCha12Rng, group: usize) -> FaultSpec {
     match rng.random_range(0..4) {
         0 | 1 => FaultSpec::Kill(Kill {
             target: ProcessTarget {
-                select: ProcessSelector {
-                    name: Some(KINDS[group].to_owned()),
-                    ..ProcessSelector::default()
+                select: if rng.random_bool(0.5) {
+                    ProcessSelector { group: Some(GROUPS[group].into()), ..ProcessSelector::default() }
+                } else {
+                    let name = Some(KINDS[group].to_owned());
+                    ProcessSelector { name, ..ProcessSelector::default() }
                 },
                 pick: match rng.random_range(0..6) {
                     0 => Pick::All,
