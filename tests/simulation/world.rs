@@ -156,6 +156,8 @@ pub struct World {
     /// Removals as the host saw them: vervet's signals, and deaths of others' doing.
     removals: Vec<(Moment, String)>,
     doomed: BTreeSet<ProcessId>,
+    /// Instances that a fault has taken, whichever of their processes it hit.
+    taken: BTreeSet<(FaultId, ProcessId)>,
     blind_until: Moment,
     pub tally: Tally,
     pub trace: Vec<String>,
@@ -181,9 +183,13 @@ impl World {
         host.set_headroom(Headroom { memory: half, pids: half, file_handles: half, conntrack: half });
         host.set_netem(rng.random_bool(0.5));
         host.set_traffic(rng.random_range(0..2000), rng.random_range(0..60));
+        let units = rng.random_bool(0.4);
         for kind in KINDS {
-            let units = rng.random_bool(0.6);
+            let checkout = units && kind == KINDS[0];
+            let managed = checkout || (kind == KINDS[1] && rng.random_bool(0.5));
             for at in 0..rng.random_range(2..7_u16) {
+                let crew = if checkout { rng.random_range(0..4) } else { 0 };
+                let linger = Duration::from_millis(rng.random_range(0..1500));
                 let like = Spawn {
                     name: kind.to_owned(),
                     cmdline: format!("{kind} --instance {at}"),
@@ -193,12 +199,15 @@ impl World {
                         .random_bool(0.7)
                         .then(|| Duration::from_millis(rng.random_range(20..4000))),
                     warm_up: Duration::from_millis(rng.random_range(0..1500)),
+                    crew,
+                    linger: if checkout { linger } else { Duration::ZERO },
                     ..Spawn::default()
                 };
-                if units {
+                if managed {
                     // What others end comes back, so that only a job leaves a unit down.
                     let respawn = like.respawn.or(Some(Duration::from_millis(500)));
-                    host.add_unit(&format!("{kind}@{at}.service"), &Spawn { respawn, ..like });
+                    let name = kind.trim_end_matches("-worker");
+                    host.add_unit(&format!("{name}@{at}.service"), &Spawn { respawn, ..like });
                 } else {
                     host.spawn(&like);
                 }
@@ -206,7 +215,7 @@ impl World {
         }
         host.advance(BEGIN.plus(Duration::from_secs(10)));
         let now = BEGIN.plus(Duration::from_secs(10));
-        let policy = Arc::new(policy(&mut rng));
+        let policy = Arc::new(policy(&mut rng, units));
         let engine = Engine::new(policy.clone(), facts(&host), None);
         let runs_left = rng.random_range(1..4);
         let mut world = Self {
@@ -235,6 +244,7 @@ impl World {
             seen_freezes: 0,
             removals: Vec::new(),
             doomed: BTreeSet::new(),
+            taken: BTreeSet::new(),
             blind_until: Moment::default(),
             tally: Tally::default(),
             trace: Vec::new(),
@@ -668,13 +678,24 @@ impl World {
         self.seen_signals = signals.len();
         for sent in fresh {
             self.tally.signals += 1;
-            let named = self.ledger.any_intent(|intent| match &intent.prepared.target {
-                Target::Processes { processes } => processes.iter().any(|p| p.id == sent.process),
-                _ => false,
+            let named = std::cell::RefCell::new(None);
+            let _ = self.ledger.any_intent(|intent| {
+                if let Target::Processes { processes } = &intent.prepared.target
+                    && processes.iter().any(|p| p.id == sent.process)
+                {
+                    // The last one counts.
+                    named.replace(Some(intent.fault().clone()));
+                }
+                false
             });
-            self.promise(named, &format!("{:?} was named in a durable intent", sent.process));
+            let named = named.into_inner();
+            self.promise(named.is_some(), &format!("{:?} was named in an intent", sent.process));
+            let instance = self.host.leader_of(sent.process);
             // A pause takes an instance each time, an end only once.
-            if sent.signal == Signal::STOP || self.doomed.insert(sent.process) {
+            if (sent.signal == Signal::STOP || self.doomed.insert(sent.process))
+                && let Some(fault) = named
+                && self.taken.insert((fault, instance))
+            {
                 self.check_signalled(sent.process);
             }
         }
@@ -712,7 +733,7 @@ impl World {
     }
 
     fn check_removal_of_unit(&mut self, unit: &str) {
-        if let Some(index) = KINDS.iter().position(|kind| unit.starts_with(kind)) {
+        if let Some(index) = GROUPS.iter().position(|group| unit.starts_with(group)) {
             self.check_removal(index);
         }
     }
@@ -756,14 +777,11 @@ impl World {
                 group.name, group.removal.at_once, group.removal.every, self.removals
             ),
         );
-        let found = self.host.reading(&group, &self.policy.groups);
-        let Ok(found) = found else { return };
-        let left = found
-            .members
-            .iter()
-            .flatten()
-            .filter(|m| m.ready && !self.doomed.contains(&m.process.id))
-            .count();
+        // Not as vervet counts, but as it is: what is left of a unit without its main process is
+        // nothing.
+        let mut left = self.host.leaders_ready(KINDS[index]);
+        left.retain(|id| !self.doomed.contains(id));
+        let left = left.len();
         // What others did in the last moments nobody can have known in time.
         let calm =
             self.now.since(self.foreign_at) > Duration::from_millis(400) && self.now > self.blind_until;
@@ -889,7 +907,7 @@ fn facts(host: &SimHost) -> HostFacts {
     }
 }
 
-fn policy(rng: &mut ChaCha12Rng) -> Policy {
+fn policy(rng: &mut ChaCha12Rng, units: bool) -> Policy {
     let groups = GROUPS
         .iter()
         .zip(KINDS)
@@ -897,7 +915,12 @@ fn policy(rng: &mut ChaCha12Rng) -> Policy {
             name: (*name).into(),
             floor: rng.random_range(0..4),
             expected: None,
-            members: ProcessSelector { name: Some(kind.to_owned()), ..ProcessSelector::default() },
+            members: if units && kind == KINDS[0] {
+                let unit = Some("checkout@*.service".to_owned());
+                ProcessSelector { unit, ..ProcessSelector::default() }
+            } else {
+                ProcessSelector { name: Some(kind.to_owned()), ..ProcessSelector::default() }
+            },
             ready: ReadySource::Process,
             poll: Duration::from_millis(250),
             stale_after: Duration::from_secs(2),
@@ -977,9 +1000,13 @@ fn fault(rng: &mut ChaCha12Rng, group: usize) -> FaultSpec {
         ..Traffic::default()
     };
     let units = rng.random_bool(0.5);
-    let by_name = ProcessSelector { name: Some(KINDS[group].to_owned()), ..ProcessSelector::default() };
+    let by_name = if rng.random_bool(0.5) {
+        ProcessSelector { group: Some(GROUPS[group].into()), ..ProcessSelector::default() }
+    } else {
+        ProcessSelector { name: Some(KINDS[group].to_owned()), ..ProcessSelector::default() }
+    };
     let by_unit =
-        ProcessSelector { unit: Some(format!("{}@*", KINDS[group])), ..ProcessSelector::default() };
+        ProcessSelector { unit: Some(format!("{}@*", GROUPS[group])), ..ProcessSelector::default() };
     let mut target = |select| ProcessTarget {
         select,
         pick: match rng.random_range(0..6) {

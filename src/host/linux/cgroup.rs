@@ -14,7 +14,7 @@ use std::{
 
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
-    fs::{CWD, Mode, OFlags, openat},
+    fs::{Access, CWD, Mode, OFlags, access, openat},
 };
 
 use crate::host::{Freezer, HostError};
@@ -47,7 +47,9 @@ impl Cgroups {
         let mut below = entries.flatten().map(|entry| entry.path()).filter(|path| path.is_dir());
         match below.next() {
             Some(path) if !path.join("cgroup.freeze").exists() => Err(no_freezer()),
-            _ => Ok(()),
+            Some(path) => access(path.join("cgroup.freeze"), Access::WRITE_OK)
+                .map_err(|error| kernel("freeze units", &error.into())),
+            None => Ok(()),
         }
     }
 

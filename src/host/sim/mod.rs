@@ -189,6 +189,27 @@ impl SimHost {
         })
     }
 
+    /// The ready processes among these that no other one started as its crew: what is really there
+    /// of a service, whoever counts it and however.
+    #[must_use]
+    pub fn leaders_ready(&self, name: &str) -> BTreeSet<ProcessId> {
+        let world = self.world();
+        let leads = |process: &&process::Process| {
+            let led = world.processes.led_by.contains_key(&process.candidate.id);
+            let frozen = world.units.is_frozen(&process.candidate.cgroup, &world.processes);
+            process.candidate.name == name && !led && !process.stopped && !frozen
+        };
+        let leaders = world.processes.all().filter(leads);
+        let ready = leaders.filter(|one| one.ready && one.ready_at <= world.now);
+        ready.map(|process| process.candidate.id).collect()
+    }
+
+    /// Who started it as its crew, or itself; also when it has ended.
+    #[must_use]
+    pub fn leader_of(&self, id: ProcessId) -> ProcessId {
+        self.world().processes.led_by.get(&id).copied().unwrap_or(id)
+    }
+
     /// From now on this verb fails with this probability. Partial installs are drawn likewise.
     pub fn fail_often(&self, verb: Verb, rate: f64) {
         self.world().failures.rate(verb, rate);
