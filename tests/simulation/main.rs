@@ -33,14 +33,12 @@ fn live(part: u64) {
     // A simulation in which nothing happens proves nothing.
     assert!(sum.runs >= lives, "{sum:?}");
     if lives >= 500 {
-        for (what, count) in [
-            ("signals", sum.signals),
-            ("units stopped", sum.jobs),
-            ("units frozen", sum.freezes),
-            ("crashes", sum.crashes),
-            ("deaths", sum.deaths),
-        ] {
+        for (what, count) in [("signals", sum.signals), ("crashes", sum.crashes), ("deaths", sum.deaths)]
+        {
             assert!(count > lives / 10, "few {what}: {sum:?}");
+        }
+        for (what, count) in [("units stopped", sum.jobs), ("units frozen", sum.freezes)] {
+            assert!(count > lives / 50, "few {what}: {sum:?}");
         }
         for verdict in ["Passed", "Failed", "Refused", "Aborted", "Inconclusive"] {
             let count = sum.verdicts.get(&format!("Some({verdict})")).copied().unwrap_or_default();

@@ -186,7 +186,7 @@ impl World {
         let units = rng.random_bool(0.4);
         for kind in KINDS {
             let checkout = units && kind == KINDS[0];
-            let managed = checkout || (kind == KINDS[1] && rng.random_bool(0.5));
+            let managed = checkout || (kind == KINDS[1] && rng.random_bool(0.7));
             for at in 0..rng.random_range(2..7_u16) {
                 let crew = if checkout { rng.random_range(0..4) } else { 0 };
                 let linger = Duration::from_millis(rng.random_range(0..1500));
@@ -679,21 +679,24 @@ impl World {
         for sent in fresh {
             self.tally.signals += 1;
             let named = std::cell::RefCell::new(None);
+            let instance = self.host.leader_of(sent.process);
             let _ = self.ledger.any_intent(|intent| {
                 if let Target::Processes { processes } = &intent.prepared.target
                     && processes.iter().any(|p| p.id == sent.process)
                 {
                     // The last one counts.
-                    named.replace(Some(intent.fault().clone()));
+                    let leads = processes.iter().any(|p| p.id == instance);
+                    named.replace(Some((intent.fault().clone(), leads)));
                 }
                 false
             });
             let named = named.into_inner();
             self.promise(named.is_some(), &format!("{:?} was named in an intent", sent.process));
-            let instance = self.host.leader_of(sent.process);
-            // A pause takes an instance each time, an end only once.
+            // A pause takes an instance each time, an end only once; and what is left of one that
+            // had lost its leader before is none any more.
             if (sent.signal == Signal::STOP || self.doomed.insert(sent.process))
-                && let Some(fault) = named
+                && let Some((fault, leads)) = named
+                && (leads || self.host.lives(instance))
                 && self.taken.insert((fault, instance))
             {
                 self.check_signalled(sent.process);
@@ -732,7 +735,20 @@ impl World {
         self.seen_freezes = freezes.len();
     }
 
+    /// A unit that had lost its main process before was no instance any more.
     fn check_removal_of_unit(&mut self, unit: &str) {
+        let whole = std::cell::Cell::new(false);
+        let _ = self.ledger.any_intent(|intent| {
+            if let Target::Units { units } = &intent.prepared.target
+                && let Some(one) = units.iter().find(|one| one.name == unit)
+            {
+                whole.set(one.processes.iter().any(|p| self.host.leader_of(p.id) == p.id));
+            }
+            false
+        });
+        if !whole.get() {
+            return;
+        }
         if let Some(index) = GROUPS.iter().position(|group| unit.starts_with(group)) {
             self.check_removal(index);
         }

@@ -14,7 +14,7 @@ use std::{
 
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
-    fs::{Access, CWD, Mode, OFlags, access, openat},
+    fs::{CWD, Mode, OFlags, openat},
 };
 
 use crate::host::{Freezer, HostError};
@@ -47,8 +47,11 @@ impl Cgroups {
         let mut below = entries.flatten().map(|entry| entry.path()).filter(|path| path.is_dir());
         match below.next() {
             Some(path) if !path.join("cgroup.freeze").exists() => Err(no_freezer()),
-            Some(path) => access(path.join("cgroup.freeze"), Access::WRITE_OK)
-                .map_err(|error| kernel("freeze units", &error.into())),
+            // access(2) would answer without the capabilities that the agent has.
+            Some(path) => File::options()
+                .write(true)
+                .open(path.join("cgroup.freeze"))
+                .map_or_else(|error| Err(kernel("freeze units", &error)), |_| Ok(())),
             None => Ok(()),
         }
     }

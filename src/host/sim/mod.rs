@@ -204,6 +204,12 @@ impl SimHost {
         ready.map(|process| process.candidate.id).collect()
     }
 
+    /// Whether it is there, as it is and not as [`Host::state`] may fail to say.
+    #[must_use]
+    pub fn lives(&self, id: ProcessId) -> bool {
+        self.world().processes.get(id).is_some()
+    }
+
     /// Who started it as its crew, or itself; also when it has ended.
     #[must_use]
     pub fn leader_of(&self, id: ProcessId) -> ProcessId {
