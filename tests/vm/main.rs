@@ -23,3 +23,4 @@ mod latency;
 mod matrix;
 mod namespaces;
 mod trouble;
+mod units;
