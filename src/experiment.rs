@@ -310,6 +310,9 @@ pub struct Traffic {
     /// Absent: TCP where a port is given, else every protocol.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub protocol: Option<Protocol>,
+    /// A pattern over names of systemd units: whose traffic.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unit: Option<String>,
     /// Path of a cgroup below the cgroup2 mount: whose traffic.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cgroup: Option<String>,

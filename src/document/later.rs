@@ -76,10 +76,6 @@ pub fn in_processes(key: &str) -> Option<Known> {
 /// Keys of traffic selectors.
 pub fn in_traffic(key: &str) -> Option<Known> {
     match key {
-        "unit" => later(
-            "the selector `unit`",
-            "select by cgroup: `cgroup = \"/system.slice/NAME.service\"` is a unit's",
-        ),
         "container" => {
             later("the selector `container`", "name its namespace: `netns = \"/proc/PID/ns/net\"`")
         }

@@ -18,7 +18,7 @@ const PROCESS_KEYS: &[&str] =
     &["group", "unit", "name", "exe", "cmdline", "user", "listen", "cgroup", "pidfile", "older_than"];
 
 const TRAFFIC_KEYS: &[&str] =
-    &["to", "from", "port", "listen", "protocol", "cgroup", "user", "interface", "netns"];
+    &["to", "from", "port", "listen", "protocol", "unit", "cgroup", "user", "interface", "netns"];
 
 /// Peers in one list.
 const MOST_PEERS: usize = 256;
@@ -196,6 +196,7 @@ pub fn traffic(node: &Node, report: &Report) -> Read<Traffic> {
     let port = table.find("port", values::port);
     let listen = table.find("listen", values::port);
     let protocol = table.find("protocol", values::word("a protocol", PROTOCOLS));
+    let unit = table.find("unit", unit);
     let cgroup = table.find("cgroup", cgroup);
     let user = table.find("user", user);
     let interface = table.find("interface", address::interface);
@@ -207,6 +208,7 @@ pub fn traffic(node: &Node, report: &Report) -> Read<Traffic> {
         port: port?,
         listen: listen?,
         protocol: protocol?,
+        unit: unit?,
         cgroup: cgroup?,
         user: user?,
         interface: interface?,
@@ -217,8 +219,7 @@ pub fn traffic(node: &Node, report: &Report) -> Read<Traffic> {
 fn check_traffic(table: &Table<'_>, protocol: Option<Protocol>) -> Read<()> {
     if table.node.entries().iter().all(|entry| entry.key == "netns") {
         let message = "this selects no traffic: an empty selector never means everything";
-        let help =
-            "add one of `to`, `from`, `port`, `listen`, `protocol`, `cgroup`, `user` or `interface`";
+        let help = "add one of `to`, `from`, `port`, `listen`, `protocol`, `unit`, `cgroup`, `user` or `interface`";
         return Err(table.report.advise(table.node, message, help));
     }
     let first = |keys: [&'static str; 2]| keys.into_iter().find(|key| table.has(key));

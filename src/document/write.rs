@@ -158,7 +158,7 @@ fn processes(select: &ProcessSelector) -> Map<String, Value> {
 }
 
 fn traffic(traffic: &Traffic) -> Value {
-    let Traffic { to, from, port, listen, protocol, cgroup, user, interface, netns } = traffic;
+    let Traffic { to, from, port, listen, protocol, unit, cgroup, user, interface, netns } = traffic;
     let mut keys = Map::new();
     for (key, peers) in [("to", to), ("from", from)] {
         if !peers.is_empty() {
@@ -168,6 +168,7 @@ fn traffic(traffic: &Traffic) -> Value {
     put_some(&mut keys, "port", *port);
     put_some(&mut keys, "listen", *listen);
     put_some(&mut keys, "protocol", *protocol);
+    put_some(&mut keys, "unit", unit.as_ref());
     put_some(&mut keys, "cgroup", cgroup.as_ref());
     put_some(&mut keys, "user", user.as_ref());
     put_some(&mut keys, "interface", interface.as_ref());

@@ -16,7 +16,9 @@ use crate::policy::time::Moment;
 /// An instance of a group.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Instance {
-    /// The process that stands for it: its only one, or the main process of its unit.
+    /// The process that stands for it: its only one, or the main process of its unit. Of a unit
+    /// that has lost that one and is not gone, the lost one: who hits the rest hits the instance,
+    /// though nobody counts it.
     pub id: ProcessId,
     /// All of its processes that are meant, in order of (start, pid).
     pub processes: Vec<ProcessId>,
@@ -58,7 +60,7 @@ struct Main {
 
 impl Mains {
     /// Takes in all processes of some units, sorted by (start, pid), as they were at `now`. Answers
-    /// with the units that are instances.
+    /// with their units, those included that have lost their main process.
     pub fn sort_out(&mut self, found: &[InUnit], now: Moment) -> Vec<Instance> {
         let mut units: BTreeMap<&str, Vec<ProcessId>> = BTreeMap::new();
         for (unit, id) in found {
@@ -66,8 +68,7 @@ impl Mains {
         }
         self.by_unit.retain(|_, main| now < main.seen.plus(MEMORY));
         let instances = units.into_iter().filter_map(|(unit, processes)| {
-            let id = self.main_of(unit, &processes, now)?;
-            Some(Instance { id, processes })
+            Some(Instance { id: self.main_of(unit, &processes, now)?, processes })
         });
         let mut instances: Vec<Instance> = instances.collect();
         instances.sort_by_key(|instance| (instance.id.start, instance.id.pid));
@@ -88,10 +89,9 @@ impl Mains {
             // has ended as it should. Only systemd knows.
             main.seen = now;
             let since = *main.lost.get_or_insert(now);
-            if now < since.plus(PATIENCE) {
-                return None;
+            if now >= since.plus(PATIENCE) {
+                *main = fresh(oldest);
             }
-            *main = fresh(oldest);
         } else {
             // All of that time are gone: it was started anew.
             *main = fresh(oldest);
@@ -161,12 +161,12 @@ mod tests {
     }
 
     #[test]
-    fn what_survives_its_main_process_is_no_instance() {
+    fn what_survives_its_main_process_stands_for_nothing() {
         let mut mains = Mains::default();
         look(&mut mains, &[10, 11], 0);
-        assert_eq!(look(&mut mains, &[11], 1), []);
+        assert_eq!(look(&mut mains, &[11], 1), instance(10, &[11]));
         // Nor with one that it forked meanwhile.
-        assert_eq!(look(&mut mains, &[11, 30], 2), []);
+        assert_eq!(look(&mut mains, &[11, 30], 2), instance(10, &[11, 30]));
         assert_eq!(mains.doubts(), ["a.service"]);
         assert_eq!(look(&mut mains, &[40], 3), instance(40, &[40]));
         assert_eq!(mains.doubts(), [""; 0]);
@@ -180,8 +180,8 @@ mod tests {
         mains.adopt("a.service", id(11), at(1));
         assert_eq!(look(&mut mains, &[11], 2), instance(11, &[11]));
         look(&mut mains, &[11, 12], 3);
-        assert_eq!(look(&mut mains, &[12], 4), []);
-        assert_eq!(look(&mut mains, &[12], 103), []);
+        assert_eq!(look(&mut mains, &[12], 4), instance(11, &[12]));
+        assert_eq!(look(&mut mains, &[12], 103), instance(11, &[12]));
         assert_eq!(look(&mut mains, &[12], 104), instance(12, &[12]));
     }
 }

@@ -67,6 +67,23 @@ impl LinuxHost {
         &self.processes
     }
 
+    /// Refuses traffic of units that hold somebody who must never be hit. By port nobody else's
+    /// traffic can be told from theirs, and their own ports are exempt; by unit all of theirs is meant.
+    fn spare_own_units(&self, traffic: &Traffic) -> Result<(), HostError> {
+        let Some(unit) = traffic.unit.clone() else { return Ok(()) };
+        let selector = ProcessSelector { unit: Some(unit), ..ProcessSelector::default() };
+        let protected = self.processes.protected()?;
+        let inside = self.processes.find(&selector, &[])?;
+        match inside.iter().find_map(|one| Some((one, protected.get(&one.id)?))) {
+            None => Ok(()),
+            Some((one, why)) => Err(HostError::Unavailable(format!(
+                "unit {} is never disturbed: its process {} is {why}; narrow the pattern",
+                one.unit.as_deref().unwrap_or_default(),
+                one.id.pid
+            ))),
+        }
+    }
+
     /// Local processes that own the selected sockets, as far as they can be told: those that listen
     /// on the port that is selected, here or (for a peer that may be this host) over there.
     fn owners(&self, traffic: &Traffic) -> Result<Vec<Candidate>, HostError> {
@@ -80,8 +97,9 @@ impl LinuxHost {
                 owners.insert(owner.id, owner);
             }
         }
-        if traffic.cgroup.is_some() || traffic.user.is_some() {
+        if traffic.unit.is_some() || traffic.cgroup.is_some() || traffic.user.is_some() {
             let selector = ProcessSelector {
+                unit: traffic.unit.clone(),
                 cgroup: traffic.cgroup.clone(),
                 user: traffic.user.clone(),
                 ..ProcessSelector::default()
@@ -123,6 +141,7 @@ impl Host for LinuxHost {
         let mut exempt: BTreeSet<u16> = spec.exempt_ports.iter().copied().collect();
         exempt.extend(self.processes.ssh_ports()?);
         let spec = NetSpec { exempt_ports: exempt.into_iter().collect(), ..spec.clone() };
+        self.spare_own_units(&spec.traffic)?;
         let mut plan = self.net.plan(&spec, open)?;
         plan.local = self.owners(&spec.traffic)?;
         Ok(plan)

@@ -185,6 +185,7 @@ fn selection(hook: Hook) -> Selection {
         peers: Vec::new(),
         uid: None,
         cgroup: None,
+        units: None,
         interface: None,
         exempt: vec![22],
     }
