@@ -108,6 +108,7 @@ impl<'a> Fault<'a> {
             action,
             mark_mask: 0x00ff_0000,
             exempt_ports: Vec::new(),
+            local: None,
         };
         let plan = net.plan(&spec, &[]).expect("plan");
         net.install(&plan, LEASE).expect("install");

@@ -24,7 +24,7 @@ use crate::{
     halt,
     host::{
         FaultId, Host,
-        linux::{LinuxHost, clock},
+        linux::{LinuxHost, clock, privileges},
     },
     journal::{Journal, Ledger as _, recovery},
     policy::{
@@ -38,6 +38,7 @@ use crate::{
         hands::Hands,
         scribe::{Desk, Job, Scribe},
     },
+    service::notify::Manager,
     view::{ReportView, RunView},
     warden::{Launch, Warden},
 };
@@ -48,16 +49,21 @@ const PATIENCE: Duration = Duration::from_mins(1);
 /// Between attempts to revert what a former agent left and recovery could not.
 const RECOVERY_RETRY: Duration = Duration::from_secs(5);
 
+/// There is no policy to go by. The text shows where and why.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct PolicyError(String);
+
 /// Reads a policy file.
 ///
 /// # Errors
-/// When it cannot be read or is invalid; the text shows where.
-pub fn read_policy(path: &Path) -> anyhow::Result<Policy> {
-    let bytes = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+/// When it cannot be read or is invalid.
+pub fn read_policy(path: &Path) -> Result<Policy, PolicyError> {
+    let bytes = std::fs::read(path)
+        .map_err(|error| PolicyError(format!("cannot read {}: {error}", path.display())))?;
     let file = path.display().to_string();
-    let text =
-        document::text_from_bytes(&bytes, &file).map_err(|e| anyhow::anyhow!(e.render("", false)))?;
-    document::policy(text, &file).map_err(|errors| anyhow::anyhow!(errors.render(text, false)))
+    let text = document::text_from_bytes(&bytes, &file).map_err(|e| PolicyError(e.render("", false)))?;
+    document::policy(text, &file).map_err(|errors| PolicyError(errors.render(text, false)))
 }
 
 /// Runs the agent until it is told to stop. Returns how many faults it could not revert.
@@ -65,6 +71,8 @@ pub fn read_policy(path: &Path) -> anyhow::Result<Policy> {
 /// # Errors
 /// When the policy is invalid, or the host lets it have no threads, socket or state.
 pub fn run(config: &Path) -> anyhow::Result<u32> {
+    // Before there is a second thread, and anything that could start a program.
+    privileges::keep().context("the agent's capabilities cannot be kept from its children")?;
     let policy = Arc::new(read_policy(config)?);
     let host = Arc::new(LinuxHost::new()?);
     let clock: Arc<dyn Fn() -> Now + Send + Sync> = Arc::new(clock::now);
@@ -111,6 +119,7 @@ pub fn run(config: &Path) -> anyhow::Result<u32> {
         let _inside = runtime.enter();
         Monitors::start(&policy.groups, &processes, observer.clone())?
     };
+    let manager = Arc::new(Manager::from_environment());
     let parts = Parts {
         engine,
         hands: Arc::new(Hands::new(host)),
@@ -121,14 +130,17 @@ pub fn run(config: &Path) -> anyhow::Result<u32> {
         observations,
         events,
         history,
+        manager: manager.clone(),
         clock,
     };
     let (event_loop, handle, orders) = EventLoop::new(parts)?;
     let library = document::Library { dir: policy.experiments.clone() };
     let server = Arc::new(api::serve(&policy.api, handle, library, api::Limits::default())?);
     tracing::info!(socket = %policy.api.socket.display(), leashed = policy.leashed, "ready");
+    manager.ready();
     let stuck = runtime.block_on(async {
-        let signals = tokio::spawn(follow_signals(config.to_owned(), orders, server.clone()));
+        let signals =
+            tokio::spawn(follow_signals(config.to_owned(), orders, server.clone(), manager.clone()));
         let stuck = event_loop.run().await;
         signals.abort();
         let _ = signals.await;
@@ -147,6 +159,7 @@ async fn follow_signals(
     config: PathBuf,
     orders: mpsc::UnboundedSender<Order>,
     server: Arc<api::Server>,
+    manager: Arc<Manager>,
 ) {
     let (Ok(mut term), Ok(mut int), Ok(mut hup)) =
         (signal(SignalKind::terminate()), signal(SignalKind::interrupt()), signal(SignalKind::hangup()))
@@ -160,13 +173,19 @@ async fn follow_signals(
             _ = term.recv() => stops += 1,
             _ = int.recv() => stops += 1,
             _ = hup.recv() => {
+                manager.reloading();
                 match read_policy(&config) {
                     Ok(policy) => {
+                        manager.remark(None);
                         tracing::info!("policy read again");
                         server.reload(&policy.api, document::Library { dir: policy.experiments.clone() });
                         let _ = orders.send(Order::Reload(Box::new(policy)));
                     }
-                    Err(error) => tracing::error!("the policy stays as it was: {error:#}"),
+                    Err(error) => {
+                        tracing::error!("the policy stays as it was: {error}");
+                        manager.remark(Some("the policy file is not valid, the old policy is in force"));
+                        manager.ready();
+                    }
                 }
                 continue;
             }
@@ -176,6 +195,7 @@ async fn follow_signals(
                 continue;
             }
         }
+        manager.stopping();
         tracing::info!(stops, "stopping: reverting everything first");
         let order = if stops > 1 { Order::Hurry } else { Order::Stop };
         let _ = orders.send(order);

@@ -95,6 +95,8 @@ pub enum Start {
 #[serde(tag = "fault", rename_all = "snake_case")]
 pub enum FaultSpec {
     Kill(Kill),
+    Pause(Pause),
+    Unit(UnitFault),
     Latency(Latency),
     Connections(Connections),
 }
@@ -105,6 +107,8 @@ impl FaultSpec {
     pub fn kind(&self) -> FaultKind {
         match self {
             Self::Kill(_) => FaultKind::Kill,
+            Self::Pause(_) => FaultKind::Pause,
+            Self::Unit(_) => FaultKind::Unit,
             Self::Latency(_) => FaultKind::Latency,
             Self::Connections(_) => FaultKind::Connections,
         }
@@ -116,17 +120,21 @@ impl FaultSpec {
 #[serde(rename_all = "snake_case")]
 pub enum FaultKind {
     Kill,
+    Pause,
+    Unit,
     Latency,
     Connections,
 }
 
 impl FaultKind {
-    pub const ALL: [Self; 3] = [Self::Kill, Self::Latency, Self::Connections];
+    pub const ALL: [Self; 5] = [Self::Kill, Self::Pause, Self::Unit, Self::Latency, Self::Connections];
 
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Kill => "kill",
+            Self::Pause => "pause",
+            Self::Unit => "unit",
             Self::Latency => "latency",
             Self::Connections => "connections",
         }
@@ -152,6 +160,41 @@ pub struct Kill {
 pub struct Escalation {
     pub signal: Signal,
     pub after: Duration,
+}
+
+/// Stop processes where they are, and let them go on at the end: single ones by a signal, whole
+/// units by the freezer of their cgroup.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Pause {
+    pub target: ProcessTarget,
+}
+
+/// Stop or restart whole units by way of the service manager.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct UnitFault {
+    /// Selects by `unit`, by `group` or by both; what is picked are units.
+    pub target: ProcessTarget,
+    pub action: UnitAction,
+}
+
+/// What is done to a unit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum UnitAction {
+    /// Stopped for the duration, then started again.
+    Stop,
+    /// Restarted once; the duration is what it has to come back.
+    Restart,
+}
+
+impl UnitAction {
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Stop => "stop",
+            Self::Restart => "restart",
+        }
+    }
 }
 
 /// Delay what leaves the host for the selected traffic.
@@ -264,6 +307,13 @@ pub struct ProcessSelector {
 }
 
 impl ProcessSelector {
+    /// Selects by `unit` and nothing else: whole units, and not some of their processes.
+    #[must_use]
+    pub fn is_of_units(&self) -> bool {
+        let unit = self.unit.clone();
+        unit.is_some() && *self == Self { unit, ..Self::default() }
+    }
+
     /// The group that is all that it names: its instances are meant, not any of their processes.
     #[must_use]
     pub fn whole_group(&self) -> Option<&GroupName> {
@@ -438,6 +488,7 @@ impl Signal {
     pub const KILL: Self = Self(9);
     pub const TERM: Self = Self(15);
     pub const CONT: Self = Self(18);
+    pub const STOP: Self = Self(19);
 
     /// Accepts `SIGTERM`, `TERM` and `term`.
     #[must_use]

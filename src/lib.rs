@@ -17,6 +17,7 @@ pub mod journal;
 pub mod policy;
 pub mod probe;
 pub mod runner;
+pub mod service;
 pub mod units;
 pub mod view;
 pub mod warden;

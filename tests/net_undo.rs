@@ -262,6 +262,7 @@ fn faults_of_the_own_namespace() {
         action,
         mark_mask: 0xff,
         exempt_ports: Vec::new(),
+        local: None,
     };
     let connect = || {
         let start = Instant::now();

@@ -93,7 +93,7 @@ fn a_lease_ends_the_effect_but_not_the_objects() {
     let one = intent(&host, run_id(1), 0, &delay(80), &[]).unwrap();
     let plan = match &one.prepared.target {
         fault::Target::Traffic { plan } => plan.clone(),
-        fault::Target::Processes { .. } => unreachable!("a delay is planned as traffic"),
+        other => unreachable!("a delay is planned as traffic, not {other:?}"),
     };
     let start = host.snapshot();
     fault::inject(&host, &one.prepared, KERNEL_LEASE).unwrap();

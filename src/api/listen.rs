@@ -89,7 +89,10 @@ pub fn unix(path: &Path) -> Result<(UnixListener, SocketFile), ServeError> {
     let listener = UnixListener::bind(path).map_err(io_fail)?;
     let file = SocketFile { path: path.to_owned(), identity: identity(path).map_err(io_fail)? };
     let group = Group::from_name(GROUP).ok().flatten().map(|group| group.gid.as_raw());
-    let shared = group.is_some_and(|gid| std::os::unix::fs::chown(path, None, Some(gid)).is_ok());
+    // As a service the agent is of that group, and may be forbidden to give files away.
+    let is_groups = |gid| fs::symlink_metadata(path).is_ok_and(|file| file.gid() == gid);
+    let give = |gid| std::os::unix::fs::chown(path, None, Some(gid)).is_ok();
+    let shared = group.is_some_and(|gid| is_groups(gid) || give(gid));
     let mode = if shared { 0o660 } else { 0o600 };
     fs::set_permissions(path, fs::Permissions::from_mode(mode)).map_err(io_fail)?;
     listener.set_nonblocking(true).map_err(io_fail)?;

@@ -158,6 +158,8 @@ fn agent(config: &Path) -> Outcome {
             );
             Err(Failure { exit: Exit::Stuck, message, document: None })
         }
+        // Whoever restarts agents can tell what a restart does not help against.
+        Err(error) if error.is::<crate::agent::PolicyError>() => Err(Failure::usage(error.to_string())),
         Err(error) => Err(Failure::failed(format!("{error:#}"))),
     }
 }

@@ -21,6 +21,7 @@ use crate::{
         Journal, JournalError,
         recovery::{Recovered, recover as revert_all},
     },
+    service::journald,
 };
 
 /// Reverts all that the journal holds open, and says what that was; 6 when something is stuck.
@@ -90,10 +91,12 @@ fn said(recovered: &Recovered, ui: &Ui) -> Exit {
 }
 
 fn lines(recovered: &Recovered, ui: &Ui) {
-    for one in recovered.reverted.iter().filter(|one| one.undone) {
+    // In the journal recovery has said that much already, with fields.
+    let told = journald::in_use();
+    for one in recovered.reverted.iter().filter(|one| one.undone && !told) {
         ui.say(format!("undone: {} of run {}: {}", one.kind, one.run, one.what));
     }
-    for (fault, errors) in &recovered.stuck {
+    for (fault, errors) in recovered.stuck.iter().filter(|_| !told) {
         ui.say(ui.style.paint(Tone::Bad, &format!("STUCK: {}: {}", fault.0, errors.join("; "))));
     }
     for run in &recovered.runs {

@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     config::{GroupPolicy, Policy},
-    experiment::{Check, Experiment, FaultSpec, GroupName, Pick, Step},
+    experiment::{Check, Experiment, FaultSpec, GroupName, Kill, Pause, Pick, Step, UnitFault},
     units::show_duration,
 };
 
@@ -88,7 +88,12 @@ fn step(policy: &Policy, step: &Step, path: &str) -> Vec<Diagnostic> {
     let mut found = vec![too_long("duration", step.duration)];
     if let FaultSpec::Kill(kill) = &step.fault {
         found.push(too_long("then.after", kill.then.map(|then| then.after)));
-        found.push(match kill.target.pick {
+    }
+    if let FaultSpec::Kill(Kill { target, .. })
+    | FaultSpec::Pause(Pause { target })
+    | FaultSpec::Unit(UnitFault { target, .. }) = &step.fault
+    {
+        found.push(match target.pick {
             Pick::Count(count) if count > limits.targets_per_step => {
                 let most = limits.targets_per_step;
                 let message = format!("this host's policy allows {most} targets in a step, not {count}");

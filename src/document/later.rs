@@ -4,9 +4,7 @@
 
 use super::reader::Known;
 
-const FAULTS: [&str; 17] = [
-    "pause",
-    "unit",
+const FAULTS: [&str; 15] = [
     "loss",
     "corrupt",
     "duplicate",
@@ -104,7 +102,7 @@ pub fn in_ready(key: &str) -> Option<Known> {
 
 /// The value of a step's `fault`.
 pub fn fault(word: &str) -> Option<Known> {
-    let help = "this version has `kill`, `latency` and `connections`";
+    let help = "this version has `kill`, `pause`, `unit`, `latency` and `connections`";
     FAULTS.contains(&word).then(|| later(&format!("the fault `{word}`"), help)).flatten()
 }
 

@@ -39,6 +39,19 @@ pub fn target(node: &Node, report: &Report) -> Read<ProcessTarget> {
     Ok(ProcessTarget { select: select?, pick: pick?, order: order? })
 }
 
+/// The target of a fault that takes whole units: selected by name, by group, or by both.
+pub fn unit_target(node: &Node, report: &Report) -> Read<ProcessTarget> {
+    let whole = |key: &str| ["unit", "group", "pick", "order"].contains(&key);
+    let odd =
+        node.entries().iter().find(|entry| PROCESS_KEYS.contains(&&*entry.key) && !whole(&entry.key));
+    if let Some(entry) = odd {
+        let message =
+            format!("the fault `unit` takes whole units, and `{}` selects processes", entry.key);
+        return Err(report.advise(&entry.node, message, "select by `unit`, by `group`, or by both"));
+    }
+    target(node, report)
+}
+
 /// The members of a group.
 pub fn members(node: &Node, report: &Report) -> Read<ProcessSelector> {
     let what = "a selector of processes";

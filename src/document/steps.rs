@@ -11,11 +11,13 @@ use super::{
 };
 use crate::experiment::{
     Connections, DelayEngine, Distribution, Escalation, Excess, Existing, FaultKind, FaultSpec, Kill,
-    Latency, Percent, Protocol, Signal, Start, Step, Traffic,
+    Latency, Pause, Percent, Protocol, Signal, Start, Step, Traffic, UnitAction, UnitFault,
 };
 
 const COMMON: &[&str] = &["name", "fault", "duration", "start", "charge"];
 const KILL: &[&str] = &["target", "signal", "then"];
+const PAUSE: &[&str] = &["target"];
+const UNIT: &[&str] = &["target", "action"];
 const LATENCY: &[&str] = &["traffic", "delay", "jitter", "correlation", "distribution", "engine"];
 const CONNECTIONS: &[&str] = &["traffic", "max", "per_source", "new_per_second", "excess", "existing"];
 
@@ -56,11 +58,13 @@ fn open<'a>(node: &'a Node, report: &'a Report, kind: Read<FaultKind>) -> Read<T
             // Not a fault of this version: nothing can be said about its parameters.
             return Table::open_unchecked(node, report, "a step");
         }
-        let keys: &[&[&str]] = &[COMMON, KILL, LATENCY, CONNECTIONS];
+        let keys: &[&[&str]] = &[COMMON, KILL, &["action"], LATENCY, CONNECTIONS];
         return Table::open(node, report, &Shape { what: "a step", keys, known: later::nothing });
     };
     let parameters = match kind {
         FaultKind::Kill => KILL,
+        FaultKind::Pause => PAUSE,
+        FaultKind::Unit => UNIT,
         FaultKind::Latency => LATENCY,
         FaultKind::Connections => CONNECTIONS,
     };
@@ -89,7 +93,9 @@ fn kind(node: &Node, report: &Report) -> Read<FaultKind> {
 /// Explains a key that another fault has.
 fn of_another_fault(key: &str) -> Option<Known> {
     let owners: &[&str] = match key {
-        "target" | "signal" | "then" => &["kill"],
+        "target" => &["kill", "pause", "unit"],
+        "signal" | "then" => &["kill"],
+        "action" => &["unit"],
         "delay" | "jitter" | "correlation" | "distribution" | "engine" => &["latency"],
         "max" | "per_source" | "new_per_second" | "excess" | "existing" => &["connections"],
         "traffic" => &["latency", "connections"],
@@ -98,13 +104,15 @@ fn of_another_fault(key: &str) -> Option<Known> {
     let owners: Vec<String> = owners.iter().map(|owner| format!("`{owner}`")).collect();
     Some(Known {
         message: format!("`{key}` is not a key of this fault"),
-        help: format!("it belongs to {}", owners.join(" and ")),
+        help: format!("it belongs to {}", listed(&owners)),
     })
 }
 
 fn fault(table: &Table<'_>, kind: FaultKind) -> Read<FaultSpec> {
     match kind {
         FaultKind::Kill => kill(table).map(FaultSpec::Kill),
+        FaultKind::Pause => pause(table).map(FaultSpec::Pause),
+        FaultKind::Unit => unit(table).map(FaultSpec::Unit),
         FaultKind::Latency => latency(table).map(FaultSpec::Latency),
         FaultKind::Connections => connections(table).map(FaultSpec::Connections),
     }
@@ -125,6 +133,28 @@ fn kill(table: &Table<'_>) -> Read<Kill> {
         table.report.advise(node, message, "give the step a milder signal: `signal = \"SIGTERM\"`");
     }
     Ok(Kill { target: target?, signal: first?, then: then? })
+}
+
+fn pause(table: &Table<'_>) -> Read<Pause> {
+    let target = table.need("target", "target = { group = \"checkout\", pick = 1 }", select::target);
+    Ok(Pause { target: target? })
+}
+
+fn unit(table: &Table<'_>) -> Read<UnitFault> {
+    const ACTIONS: &[(&str, UnitAction)] =
+        &[("stop", UnitAction::Stop), ("restart", UnitAction::Restart)];
+    let example = "target = { unit = \"checkout@*.service\", pick = 1 }";
+    let target = table.need("target", example, select::unit_target);
+    let action = table.need("action", "action = \"stop\"", values::word("an action", ACTIONS));
+    Ok(UnitFault { target: target?, action: action? })
+}
+
+/// `a`, `a and b`, `a, b and c`
+fn listed(words: &[String]) -> String {
+    match words {
+        [most @ .., last] if !most.is_empty() => format!("{} and {last}", most.join(", ")),
+        _ => words.concat(),
+    }
 }
 
 fn escalation(node: &Node, report: &Report) -> Read<Escalation> {
@@ -169,7 +199,7 @@ fn signal(node: &Node, report: &Report) -> Read<Signal> {
     };
     if signal.stops() {
         let message = format!("{signal} would leave the process stopped, and a kill undoes nothing");
-        let help = "stopping and continuing is the fault `pause`, which is not in this version";
+        let help = "stopping and continuing is the fault `pause`";
         return Err(report.advise(node, message, help));
     }
     Ok(signal)

@@ -83,6 +83,13 @@ fn step(step: &Step) -> Value {
     put(&mut keys, "fault", step.fault.kind());
     match &step.fault {
         FaultSpec::Kill(kill) => put_kill(&mut keys, kill),
+        FaultSpec::Pause(pause) => {
+            keys.insert("target".to_owned(), target(&pause.target));
+        }
+        FaultSpec::Unit(unit) => {
+            keys.insert("target".to_owned(), target(&unit.target));
+            put(&mut keys, "action", unit.action);
+        }
         FaultSpec::Latency(latency) => put_latency(&mut keys, latency),
         FaultSpec::Connections(cap) => put_connections(&mut keys, cap),
     }

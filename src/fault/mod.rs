@@ -10,13 +10,18 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     experiment::{FaultSpec, Signal},
-    host::{Candidate, Delivery, FaultId, Host, HostError, NetCounters, NetPlan, NetSpec, ProcessId},
+    host::{
+        Candidate, Delivery, FaultId, Host, HostError, NetCounters, NetPlan, NetSpec, ProcessId,
+        UnitCandidate,
+    },
 };
 
 pub mod connections;
 pub mod kill;
 pub mod latency;
+pub mod pause;
 pub mod undo;
+pub mod unit;
 
 use undo::Undo;
 
@@ -39,6 +44,7 @@ pub enum Lease {
 #[serde(tag = "target", rename_all = "snake_case")]
 pub enum Target {
     Processes { processes: Vec<Candidate> },
+    Units { units: Vec<UnitCandidate> },
     Traffic { plan: Box<NetPlan> },
 }
 
@@ -55,7 +61,7 @@ pub struct Prepared {
 /// What an injection did at once.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Injection {
-    /// For `kill`: each process and what became of the signal.
+    /// For `kill` and `pause`: each process and what became of the signal.
     pub deliveries: Vec<(ProcessId, Delivery)>,
 }
 
@@ -88,11 +94,11 @@ pub const KERNEL_LEASE: Duration = Duration::from_secs(2);
 /// How often kernel leases are renewed.
 pub const RENEW_EVERY: Duration = Duration::from_millis(500);
 
-/// The network fault that a specification asks for; `None` for faults on processes.
+/// The network fault that a specification asks for; `None` for faults on processes and units.
 #[must_use]
 pub fn net_spec(spec: &FaultSpec, context: &Context<'_>) -> Option<NetSpec> {
     let (traffic, action) = match spec {
-        FaultSpec::Kill(_) => return None,
+        FaultSpec::Kill(_) | FaultSpec::Pause(_) | FaultSpec::Unit(_) => return None,
         FaultSpec::Latency(latency) => (&latency.traffic, latency::action(latency, context.seed)),
         FaultSpec::Connections(cap) => (&cap.traffic, connections::action(cap)),
     };
@@ -102,13 +108,14 @@ pub fn net_spec(spec: &FaultSpec, context: &Context<'_>) -> Option<NetSpec> {
         action,
         mark_mask: context.mark_mask,
         exempt_ports: context.exempt_ports.to_vec(),
+        local: None,
     })
 }
 
 /// Looks everything up that an injection needs. Touches nothing.
 ///
 /// A network target is planned anew, because undos that came into force since it was resolved
-/// change what is shared.
+/// change what is shared. Whose traffic it is was the decision's question, and is not asked again.
 ///
 /// # Errors
 /// When the host lacks what the fault needs.
@@ -118,14 +125,27 @@ pub fn prepare(
     target: &Target,
     context: &Context<'_>,
 ) -> Result<Prepared, HostError> {
-    let (target, undo, lease) = match (net_spec(spec, context), target) {
-        (Some(net), _) => {
+    let (target, restores, lease) = match (net_spec(spec, context), spec, target) {
+        (Some(mut net), ..) => {
+            if let Target::Traffic { plan } = target {
+                net.local = Some(plan.local.clone());
+            }
             let plan = host.plan_net(&net, context.open)?;
-            let undo = Undo { restores: plan.restores.clone() };
-            (Target::Traffic { plan: Box::new(plan) }, undo, Lease::Kernel)
+            let restores = plan.restores.clone();
+            (Target::Traffic { plan: Box::new(plan) }, restores, Lease::Kernel)
         }
-        (None, target) => (target.clone(), Undo::default(), Lease::None),
+        (None, FaultSpec::Pause(_), Target::Processes { processes }) => {
+            (target.clone(), pause::prepare_processes(host, processes)?, Lease::Warden)
+        }
+        (None, FaultSpec::Pause(_), Target::Units { units }) => {
+            (target.clone(), pause::prepare_units(host, units)?, Lease::Warden)
+        }
+        (None, FaultSpec::Unit(_), Target::Units { units }) => {
+            (target.clone(), unit::prepare(host, units)?, Lease::Warden)
+        }
+        (None, _, target) => (target.clone(), Vec::new(), Lease::None),
     };
+    let undo = Undo { restores };
     Ok(Prepared { fault: context.fault.clone(), spec: spec.clone(), target, undo, lease })
 }
 
@@ -138,10 +158,15 @@ pub fn inject(host: &dyn Host, prepared: &Prepared, lease: Duration) -> Result<I
         (FaultSpec::Kill(kill), Target::Processes { processes }) => {
             kill::inject(host, processes, kill.signal)
         }
-        (_, Target::Traffic { plan }) => host.install(plan, lease).map(|()| Injection::default()),
-        (spec, Target::Processes { .. }) => {
-            unreachable!("{} is planned as traffic by `prepare`", spec.kind())
+        (FaultSpec::Pause(_), Target::Processes { processes }) => {
+            pause::inject_processes(host, processes)
         }
+        (FaultSpec::Pause(_), Target::Units { .. }) => {
+            pause::inject_units(host, &prepared.undo.restores)
+        }
+        (FaultSpec::Unit(fault), Target::Units { units }) => unit::inject(host, units, fault.action),
+        (_, Target::Traffic { plan }) => host.install(plan, lease).map(|()| Injection::default()),
+        (spec, _) => unreachable!("{} has a target of its own kind", spec.kind()),
     }
 }
 
@@ -152,7 +177,7 @@ pub fn inject(host: &dyn Host, prepared: &Prepared, lease: Duration) -> Result<I
 pub fn escalate(host: &dyn Host, prepared: &Prepared, signal: Signal) -> Result<Injection, HostError> {
     match &prepared.target {
         Target::Processes { processes } => kill::inject(host, processes, signal),
-        Target::Traffic { .. } => Ok(Injection::default()),
+        Target::Units { .. } | Target::Traffic { .. } => Ok(Injection::default()),
     }
 }
 
@@ -169,6 +194,11 @@ pub fn measure(
         (FaultSpec::Kill(kill), Target::Processes { processes }) => {
             kill::measure(host, processes, kill, injection)
         }
+        (FaultSpec::Pause(_), Target::Processes { processes }) => {
+            pause::measure_processes(host, processes, injection)
+        }
+        (FaultSpec::Pause(_), Target::Units { units }) => pause::measure_units(host, units),
+        (FaultSpec::Unit(fault), Target::Units { units }) => unit::measure(host, units, fault.action),
         (FaultSpec::Latency(latency), Target::Traffic { plan }) => {
             Ok(latency::effect(latency, &host.counters(plan)?))
         }

@@ -33,13 +33,18 @@ pub enum Restore {
     Sysctl { netns: Option<String>, path: String, old: String, new: String },
     /// Continue a stopped process.
     Continue { process: ProcessId },
+    /// Let this cgroup go on: it was not frozen before. `id` tells it from a later one of its path.
+    Thaw { cgroup: String, id: u64, boot: String },
+    /// Start a unit that was active in this invocation of it, unless it is active again, was
+    /// started by others since, or the host has been booted since.
+    Start { unit: String, invocation: String, boot: String },
 }
 
 impl Restore {
     /// Ends the effect of a fault, as opposed to cleaning up after it.
     #[must_use]
     pub fn cuts(&self) -> bool {
-        matches!(self, Self::Table { .. } | Self::Continue { .. })
+        matches!(self, Self::Table { .. } | Self::Continue { .. } | Self::Thaw { .. })
     }
 
     /// May be named by several undos at once; the last one to go puts it back.
@@ -62,7 +67,7 @@ pub fn revert(
 ) -> Vec<(FaultId, Result<(), Vec<String>>)> {
     let mut errors: Vec<Vec<String>> = vec![Vec::new(); undos.len()];
     let mut hooked = vec![false; undos.len()];
-    for phase in [Phase::Cut, Phase::Unhook, Phase::Clean] {
+    for phase in [Phase::Cut, Phase::Unhook, Phase::Clean, Phase::Start] {
         let (items, owners) = batch(undos, kept, phase, &hooked);
         for (result, owners) in host.restore(&items).into_iter().zip(owners) {
             if let Err(error) = result {
@@ -89,6 +94,8 @@ enum Phase {
     Unhook,
     /// Remove what the filters led to and stood on, and write old contents back.
     Clean,
+    /// Start units: the service manager takes its time, and nobody else should wait for it.
+    Start,
 }
 
 impl Phase {
@@ -96,6 +103,7 @@ impl Phase {
         match item {
             item if item.cuts() => Self::Cut,
             Restore::Filter { .. } => Self::Unhook,
+            Restore::Start { .. } => Self::Start,
             _ => Self::Clean,
         }
     }

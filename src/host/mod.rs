@@ -100,6 +100,8 @@ pub struct NetSpec {
     pub mark_mask: u32,
     /// Local TCP ports that stay untouched whatever matches: the API's. SSH's are added by the host.
     pub exempt_ports: Vec<u16>,
+    /// The local processes that own the traffic, if they were looked up a moment ago.
+    pub local: Option<Vec<Candidate>>,
 }
 
 /// What happens to matching traffic.
@@ -204,6 +206,33 @@ pub struct UnitDetail {
     pub job: bool,
     /// Units that systemd stops with it if they are active, each named by its own dependency on it.
     pub stopped_with: Vec<String>,
+}
+
+/// A unit that a selector matched, by way of the processes in it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UnitCandidate {
+    pub name: String,
+    /// Names this life of it: the service manager's invocation, or the id of its cgroup. A unit
+    /// that was restarted since has another one.
+    pub instance: String,
+    /// Path of its cgroup below the cgroup2 mount.
+    pub cgroup: String,
+    /// All that runs in it, in order of (start, pid).
+    pub processes: Vec<Candidate>,
+    /// What stands against hitting it on this host, if anything does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub against: Option<String>,
+}
+
+/// A cgroup as the freezer sees it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Freezer {
+    /// Tells it from another one that has its path later.
+    pub id: u64,
+    /// It itself was told to freeze.
+    pub asked: bool,
+    /// All that is in it has stopped, for its own or an ancestor's sake.
+    pub frozen: bool,
 }
 
 /// A job for a unit.
@@ -347,6 +376,24 @@ pub trait Host: Send + Sync {
     /// # Errors
     /// When the service manager does not take it.
     fn unit_job(&self, name: &str, verb: UnitVerb) -> Result<(), HostError>;
+
+    /// The freezer of a cgroup, by its path below the cgroup2 mount; `None` when it is gone.
+    ///
+    /// # Errors
+    /// When this host has no cgroup2 mount, or its kernel no freezer there.
+    fn freezer(&self, cgroup: &str) -> Result<Option<Freezer>, HostError>;
+
+    /// Tells exactly this cgroup to freeze. What undoes it is [`Restore::Thaw`].
+    ///
+    /// # Errors
+    /// When it is gone or another one by now, or the kernel does not permit it.
+    fn freeze(&self, cgroup: &str, id: u64) -> Result<(), HostError>;
+
+    /// Names this boot of the host: a random number that the kernel drew.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    fn boot(&self) -> Result<String, HostError>;
 
     /// Puts things back; one result each, in order. "Already gone" is success. Works without any
     /// memory of this process: after a crash, when the thing was never made, and twice.

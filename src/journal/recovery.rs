@@ -173,6 +173,9 @@ fn reverted(intent: &Intent) -> Reverted {
             .map(|process| format!("{} ({})", process.name, process.id.pid))
             .collect::<Vec<_>>()
             .join(", "),
+        Target::Units { units } => {
+            units.iter().map(|unit| unit.name.as_str()).collect::<Vec<_>>().join(", ")
+        }
         Target::Traffic { plan } => plan.rules.join("; "),
     };
     Reverted {
@@ -188,12 +191,23 @@ fn reverted(intent: &Intent) -> Reverted {
 fn say(recovered: &Recovered) {
     for Reverted { fault, run, step, kind, what, undone } in &recovered.reverted {
         if *undone {
-            tracing::info!(fault = fault.0, %run, step, "recovery undid {kind} on {what}");
+            tracing::warn!(
+                fault = %kind, fault_id = fault.0, %run, step,
+                "CHAOS ENDS: {kind} on {what}, of run {run}: recovery undid it, for its agent died"
+            );
         } else {
-            tracing::info!(fault = fault.0, %run, step, "recovery found {kind} on {what}, which has no undo");
+            tracing::warn!(
+                fault = %kind, fault_id = fault.0, %run, step,
+                "CHAOS ENDS: {kind} on {what}, of run {run}: its agent died; it has no undo"
+            );
         }
     }
     for (fault, errors) in &recovered.stuck {
-        tracing::error!(fault = fault.0, "recovery failed to undo: {}", errors.join("; "));
+        let errors = errors.join("; ");
+        tracing::error!(
+            fault_id = fault.0,
+            "CHAOS IS STUCK: recovery failed to undo {}: {errors}",
+            fault.0
+        );
     }
 }

@@ -352,7 +352,8 @@ impl Group {
         };
         self.ledger.record(now, foreign);
         let group = || self.policy.name.clone();
-        if old.ready >= 2 && new.ready == 0 && new.total > 0 {
+        // What a fault in force explains is no sign of a broken check.
+        if old.ready >= 2 && new.ready == 0 && new.total > 0 && foreign > 0 {
             Some(Reason::AllUnready { group: group(), from: old.ready })
         } else if vanished >= 2 && vanished.saturating_mul(2) >= old.total {
             Some(Reason::InventoryShrank { group: group(), from: old.total, to: new.total })

@@ -1,15 +1,18 @@
 //! From what the host found to what exactly will be hit: picks, touches, charges, the digest.
 
-use std::{collections::BTreeMap, fmt::Write as _};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt::Write as _,
+};
 
 use rand::{SeedableRng, seq::SliceRandom};
 use rand_chacha::ChaCha12Rng;
 use sha2::{Digest, Sha256};
 
 use crate::{
-    experiment::{FaultSpec, Order, Pick, ProcessTarget, Step},
+    experiment::{FaultSpec, Kill, Order, Pause, Pick, ProcessTarget, Step, UnitAction, UnitFault},
     fault::{Target, connections},
-    host::{Candidate, Instance, Memberships, NetPlan, ProcessId},
+    host::{Candidate, Instance, Memberships, NetPlan, ProcessId, UnitCandidate},
     policy::{limiter::Touch, protected, reason::Reason},
 };
 
@@ -27,6 +30,8 @@ pub struct Resolution {
 pub enum Found {
     /// Every process that matches, in order of (start, pid).
     Processes(Vec<Candidate>),
+    /// Every unit that matches, in order of name.
+    Units(Vec<UnitCandidate>),
     Traffic(Box<NetPlan>),
 }
 
@@ -47,15 +52,33 @@ pub struct Hit {
 pub fn hit(step: &Step, index: usize, seed: u64, resolution: Resolution) -> Result<Hit, Reason> {
     let Resolution { found, memberships, protected } = resolution;
     match (found, &step.fault) {
-        (Found::Processes(candidates), FaultSpec::Kill(kill)) => {
-            let picked = pick(step, &kill.target, candidates, index, seed)?;
+        (
+            Found::Processes(candidates),
+            FaultSpec::Kill(Kill { target, .. }) | FaultSpec::Pause(Pause { target }),
+        ) => {
+            let picked = pick(step, target, candidates, |process| process.id.start, index, seed)?;
             protected::check(&picked, &protected)?;
             let ids: Vec<ProcessId> = picked.iter().map(|process| process.id).collect();
             Ok(Hit {
                 targets: u32::try_from(picked.len()).unwrap_or(u32::MAX),
                 target: Target::Processes { processes: picked },
                 touches: touches(&memberships, |id| ids.contains(id), true, step.charge),
-                verb: "killing",
+                verb: verb_of(&step.fault),
+            })
+        }
+        (
+            Found::Units(candidates),
+            FaultSpec::Pause(Pause { target }) | FaultSpec::Unit(UnitFault { target, .. }),
+        ) => {
+            let picked = pick(step, target, candidates, began, index, seed)?;
+            protected::check_units(&picked, &protected)?;
+            let ids: BTreeSet<ProcessId> =
+                picked.iter().flat_map(|unit| &unit.processes).map(|process| process.id).collect();
+            Ok(Hit {
+                targets: u32::try_from(picked.len()).unwrap_or(u32::MAX),
+                target: Target::Units { units: picked },
+                touches: touches(&memberships, |id| ids.contains(id), true, step.charge),
+                verb: verb_of(&step.fault),
             })
         }
         (Found::Traffic(plan), spec) => {
@@ -67,17 +90,33 @@ pub fn hit(step: &Step, index: usize, seed: u64, resolution: Resolution) -> Resu
             let verb = if total { "cutting off" } else { "disturbing" };
             Ok(Hit { targets: 1, target: Target::Traffic { plan }, touches, verb })
         }
-        (Found::Processes(_), spec) => unreachable!("{} has no process target", spec.kind()),
+        (_, spec) => unreachable!("{} has a target of its own kind", spec.kind()),
     }
 }
 
-fn pick(
+fn verb_of(spec: &FaultSpec) -> &'static str {
+    match spec {
+        FaultSpec::Kill(_) => "killing",
+        FaultSpec::Pause(_) => "pausing",
+        FaultSpec::Unit(UnitFault { action: UnitAction::Stop, .. }) => "stopping",
+        FaultSpec::Unit(UnitFault { action: UnitAction::Restart, .. }) => "restarting",
+        FaultSpec::Latency(_) | FaultSpec::Connections(_) => "disturbing",
+    }
+}
+
+/// When a unit's oldest process began, for an order by age.
+fn began(unit: &UnitCandidate) -> u64 {
+    unit.processes.first().map_or(0, |process| process.id.start)
+}
+
+fn pick<T>(
     step: &Step,
     target: &ProcessTarget,
-    mut candidates: Vec<Candidate>,
+    mut candidates: Vec<T>,
+    began: impl Fn(&T) -> u64,
     index: usize,
     seed: u64,
-) -> Result<Vec<Candidate>, Reason> {
+) -> Result<Vec<T>, Reason> {
     let matches = candidates.len();
     if matches == 0 {
         return Err(Reason::NothingMatches { step: step.name.clone() });
@@ -99,8 +138,8 @@ fn pick(
     }
     match target.order {
         Order::Random => candidates.shuffle(&mut step_rng(seed, index)),
-        Order::Oldest => candidates.sort_by_key(|candidate| candidate.id.start),
-        Order::Newest => candidates.sort_by_key(|candidate| std::cmp::Reverse(candidate.id.start)),
+        Order::Oldest => candidates.sort_by_key(began),
+        Order::Newest => candidates.sort_by_key(|candidate| std::cmp::Reverse(began(candidate))),
     }
     candidates.truncate(wanted);
     Ok(candidates)
@@ -160,6 +199,15 @@ pub fn describe(target: &Target) -> Vec<String> {
                 format!("pid {} {}{unit} ({})", process.id.pid, process.name, process.cmdline)
             })
             .collect(),
+        Target::Units { units } => units
+            .iter()
+            .map(|unit| {
+                let pids: Vec<String> =
+                    unit.processes.iter().map(|process| process.id.pid.to_string()).collect();
+                let word = if pids.len() == 1 { "pid" } else { "pids" };
+                format!("unit {} ({word} {})", unit.name, pids.join(", "))
+            })
+            .collect(),
         Target::Traffic { plan } => {
             let engine = match plan.engine {
                 Some(crate::experiment::DelayEngine::Netem) => " by netem",
@@ -185,6 +233,10 @@ pub fn digest<'a>(seed: u64, steps: impl IntoIterator<Item = (&'a Step, &'a Targ
         let exact = match target {
             Target::Processes { processes } => serde_json::json!({
                 "processes": processes.iter().map(|process| process.id).collect::<Vec<_>>(),
+            }),
+            // What runs in a unit may change without changing what is done.
+            Target::Units { units } => serde_json::json!({
+                "units": units.iter().map(|unit| (&unit.name, &unit.instance)).collect::<Vec<_>>(),
             }),
             Target::Traffic { plan } => serde_json::json!({
                 "netns": plan.netns, "rules": plan.rules, "devices": plan.devices, "engine": plan.engine,

@@ -37,6 +37,8 @@ pub enum Reason {
     PickRoundsToZero { step: String, matches: u32, percent: f64 },
     TooFewMatches { step: String, matches: u32, wanted: u32 },
     Protected { pid: u32, name: String, because: String },
+    ProtectedUnit { unit: String, because: String },
+    UnitUnfit { unit: String, because: String },
     PlanDiffers { planned: String, now: String },
     CannotResolve { step: String, error: String },
     Unavailable { step: String, error: String },
@@ -184,6 +186,10 @@ impl fmt::Display for Reason {
             Self::Protected { pid, name, because } => {
                 write!(f, "process {pid} ({name}) is never a target: {because}")
             }
+            Self::ProtectedUnit { unit, because } => {
+                write!(f, "unit {unit} is never a target: {because}")
+            }
+            Self::UnitUnfit { unit, because } => write!(f, "unit {unit} is not touched: {because}"),
             Self::PlanDiffers { planned, now } => write!(
                 f,
                 "the plan {} no longer holds: the same experiment resolves to {} now; look at a new plan",

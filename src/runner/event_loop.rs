@@ -16,6 +16,8 @@ use uuid::Uuid;
 use crate::{
     config::Policy,
     document,
+    experiment::FaultSpec,
+    fault::Prepared,
     host::{Host, linux::process::Processes},
     journal,
     policy::{
@@ -23,6 +25,7 @@ use crate::{
         time::{Moment, Now},
     },
     probe::monitor::{Monitors, Observation},
+    service::{notify::Manager, story::Line},
     view::{EventView, HaltView, RunView},
 };
 
@@ -46,6 +49,8 @@ pub struct Parts<H> {
     /// Both ends of the channel by which workers report.
     pub events: (mpsc::UnboundedSender<Event>, mpsc::UnboundedReceiver<Event>),
     pub history: Arc<dyn History>,
+    /// Hears from this very loop that it lives: one that hangs hears no order either.
+    pub manager: Arc<Manager>,
     pub clock: Arc<dyn Fn() -> Now + Send + Sync>,
 }
 
@@ -78,6 +83,9 @@ pub struct EventLoop<H> {
     parts: Parts<H>,
     mutator: Worker,
     looker: Worker,
+    /// Hands for the service manager, from the first fault that needs it: what that takes its time
+    /// over must not keep the others waiting.
+    stewards: Option<Worker>,
     urgent: mpsc::Receiver<Command>,
     requests: mpsc::Receiver<Command>,
     orders: mpsc::UnboundedReceiver<Order>,
@@ -101,6 +109,9 @@ pub struct EventLoop<H> {
 
 /// How long a halt's answer waits for the disk; after that it says that it is not durable (yet).
 const HALT_PATIENCE: Duration = Duration::from_millis(50);
+
+/// Idempotency keys that are remembered without asking the journal.
+const REMEMBERED_KEYS: usize = 1_000;
 
 /// Requests that may wait before the API has to.
 const QUEUE: usize = 256;
@@ -132,6 +143,7 @@ impl<H: Host + 'static> EventLoop<H> {
         let this = Self {
             mutator: Worker::start("vervet-hands")?,
             looker: Worker::start("vervet-eyes")?,
+            stewards: None,
             parts,
             urgent,
             requests,
@@ -189,7 +201,8 @@ impl<H: Host + 'static> EventLoop<H> {
     fn next_wake(&self) -> Duration {
         let now = (self.parts.clock)().mono;
         let halt = self.halt_asked.map(|at| at.plus(HALT_PATIENCE));
-        let wake = self.parts.engine.next_wake().into_iter().chain(halt).min();
+        let ping = self.parts.manager.next_ping();
+        let wake = self.parts.engine.next_wake().into_iter().chain(halt).chain(ping).min();
         wake.map_or(Duration::from_hours(1), |at| at.since(now))
     }
 
@@ -226,6 +239,7 @@ impl<H: Host + 'static> EventLoop<H> {
                     }
                     Err(error) => tracing::error!(%error, "the policy stays as it was"),
                 }
+                self.parts.manager.ready();
             }
             Order::Stop | Order::Hurry => {
                 self.hurry |= matches!(order, Order::Hurry);
@@ -340,8 +354,9 @@ impl<H: Host + 'static> EventLoop<H> {
             return;
         };
         let name = (request.caller.clone(), key.clone());
+        self.forget_old_keys();
         if let Some(known) = self.keys.get(&name).copied() {
-            let _ = reply.send(self.again(&request, known));
+            self.again(&request, known, reply);
             return;
         }
         let waiting = self.looking.entry(name).or_default();
@@ -363,7 +378,10 @@ impl<H: Host + 'static> EventLoop<H> {
         }
         for (request, reply) in self.looking.remove(&name).unwrap_or_default() {
             let answer = match (self.keys.get(&name).copied(), looked) {
-                (Some(known), _) => self.again(&request, known),
+                (Some(known), _) => {
+                    self.again(&request, known, reply);
+                    continue;
+                }
                 (None, Err(error)) => Err(RequestError::Rejected(crate::view::ReasonView {
                     reason: "journal_unavailable".to_owned(),
                     message: format!("whether this key was used cannot be known: {error}"),
@@ -375,22 +393,32 @@ impl<H: Host + 'static> EventLoop<H> {
         }
     }
 
-    /// The run that an idempotency key began before.
-    fn again(
-        &self,
-        request: &StartRequest,
-        (body, run): ([u8; 32], Uuid),
-    ) -> Result<Arc<RunView>, RequestError> {
+    /// Answers with the run that an idempotency key began before. One that is history by now is read on
+    /// a thread that may wait for the disk.
+    fn again(&self, request: &StartRequest, (body, run): ([u8; 32], Uuid), reply: StartReply) {
         if request.idempotency.as_ref().is_some_and(|key| key.body != body) {
-            return Err(RequestError::KeyReused(run));
+            let _ = reply.send(Err(RequestError::KeyReused(run)));
+            return;
         }
         let live = self.logs.read().unwrap_or_else(PoisonError::into_inner).get(&run).cloned();
         if let Some(log) = live {
-            return Ok(log.latest.borrow().clone());
+            let _ = reply.send(Ok(log.latest.borrow().clone()));
+            return;
         }
-        match self.parts.history.report(run) {
-            Ok(Some(report)) => Ok(Arc::new(report.run)),
-            _ => Err(RequestError::NotFound),
+        let history = self.parts.history.clone();
+        tokio::task::spawn_blocking(move || {
+            let answer = match history.report(run) {
+                Ok(Some(report)) => Ok(Arc::new(report.run)),
+                _ => Err(RequestError::NotFound),
+            };
+            let _ = reply.send(answer);
+        });
+    }
+
+    /// Memory only saves the question to the journal, which knows every key of the last day.
+    fn forget_old_keys(&mut self) {
+        if self.keys.len() >= REMEMBERED_KEYS {
+            self.keys.clear();
         }
     }
 
@@ -444,9 +472,11 @@ impl<H: Host + 'static> EventLoop<H> {
             Effect::Commit(intent) => {
                 self.parts.scribe.write(Job::Commit { intent, now: clock().mono });
             }
-            Effect::Inject { run, step, prepared, deadline } => self.mutator.run(move || {
-                report(hands.inject(run, step, &prepared, deadline, clock().mono));
-            }),
+            Effect::Inject { run, step, prepared, deadline } => {
+                self.hands_for(&prepared).run(move || {
+                    report(hands.inject(run, step, &prepared, deadline, clock().mono));
+                });
+            }
             Effect::Forbid(run) => hands.forbid(run),
             Effect::Escalate { run, prepared, signal, .. } => {
                 self.mutator.run(move || hands.escalate(run, &prepared, signal));
@@ -457,9 +487,17 @@ impl<H: Host + 'static> EventLoop<H> {
             Effect::Renew(leases) => self.mutator.run(move || {
                 hands.renew(&leases, clock().mono).into_iter().for_each(report);
             }),
-            Effect::Revert(items) => self.mutator.run_first(move || {
-                hands.revert(&items).into_iter().for_each(report);
-            }),
+            Effect::Revert(items) => {
+                let (slow, quick): (Vec<_>, Vec<_>) =
+                    items.into_iter().partition(|(.., prepared)| is_slow(prepared));
+                for items in [quick, slow] {
+                    let Some((.., first)) = items.first() else { continue };
+                    let (hands, report) = (hands.clone(), report.clone());
+                    self.hands_for(&first.clone()).run_first(move || {
+                        hands.revert(&items).into_iter().for_each(report);
+                    });
+                }
+            }
             Effect::Close { fault, outcome } => {
                 hands.let_go(&fault);
                 let outcome = match outcome {
@@ -496,10 +534,18 @@ impl<H: Host + 'static> EventLoop<H> {
         }
     }
 
+    /// The thread that injects and undoes this fault: always the same one, so in order.
+    fn hands_for(&mut self, prepared: &Prepared) -> &Worker {
+        if is_slow(prepared) && self.stewards.is_none() {
+            self.stewards = Worker::start("vervet-steward").ok();
+        }
+        self.stewards.as_ref().filter(|_| is_slow(prepared)).unwrap_or(&self.mutator)
+    }
+
     fn log(&self, event: EventView) {
-        tracing::info!(
-            run = %event.run, step = event.step, kind = event.kind, data = %event.data, "{}", event.message
-        );
+        if let Some(run) = self.parts.engine.run(event.run) {
+            Line::of(&event, run).tell(&event, run);
+        }
         let log = self.logs.read().unwrap_or_else(PoisonError::into_inner).get(&event.run).cloned();
         if let Some(log) = log {
             let mut events = log.events.lock().unwrap_or_else(PoisonError::into_inner);
@@ -517,12 +563,15 @@ impl<H: Host + 'static> EventLoop<H> {
         let runs = self.parts.engine.run_views(now);
         self.publish_logs(&runs);
         let engine = &self.parts.engine;
-        self.snapshot.send_replace(Arc::new(Snapshot {
+        let snapshot = Snapshot {
             host: engine.host_view(now),
             groups: engine.group_views(now),
             faults: engine.fault_views(now),
             runs,
-        }));
+        };
+        self.parts.manager.ping(now.mono);
+        self.parts.manager.status(&snapshot);
+        self.snapshot.send_replace(Arc::new(snapshot));
     }
 
     fn publish_logs(&self, runs: &[Arc<RunView>]) {
@@ -543,6 +592,11 @@ impl<H: Host + 'static> EventLoop<H> {
             logs.retain(|id, _| known.contains(id));
         }
     }
+}
+
+/// Acts by way of the service manager, which answers when it likes.
+fn is_slow(prepared: &Prepared) -> bool {
+    matches!(prepared.spec, FaultSpec::Unit(_))
 }
 
 fn rejected(reason: &str, message: String) -> RequestError {

@@ -13,8 +13,12 @@ use uuid::Uuid;
 
 use crate::{
     config::Policy,
-    experiment::{FaultSpec, Signal},
-    fault::{self, Context, Injection, KERNEL_LEASE, Prepared, Target, net_spec, undo, undo::Undo},
+    experiment::{FaultSpec, Kill, Pause, Signal},
+    fault::{
+        self, Context, Injection, KERNEL_LEASE, Prepared, Target, net_spec, undo,
+        undo::Undo,
+        unit::{self, How},
+    },
     host::{FaultId, Host, HostError, Memberships},
     policy::{
         engine::{Event, Job},
@@ -210,8 +214,15 @@ impl<H: Host> Hands<H> {
             open: &open,
         };
         match (spec, net_spec(spec, &context)) {
-            (FaultSpec::Kill(kill), _) => {
-                self.host.find(&kill.target.select, &policy.groups).map(Found::Processes)
+            (FaultSpec::Pause(pause), _) if pause.target.select.is_of_units() => {
+                unit::find(&*self.host, &policy.groups, &pause.target.select, How::Freezer)
+                    .map(Found::Units)
+            }
+            (FaultSpec::Unit(fault), _) => {
+                unit::find(&*self.host, &policy.groups, &fault.target.select, How::Job).map(Found::Units)
+            }
+            (FaultSpec::Kill(Kill { target, .. }) | FaultSpec::Pause(Pause { target }), _) => {
+                self.host.find(&target.select, &policy.groups).map(Found::Processes)
             }
             (_, Some(net)) => Ok(Found::Traffic(Box::new(self.host.plan_net(&net, &open)?))),
             (spec, None) => unreachable!("{} acts on processes or on traffic", spec.kind()),

@@ -17,7 +17,14 @@ use std::{
 };
 
 use super::{MAX_LINE, Reply, Request, line, take_line};
-use crate::{fault::undo::Undo, host::FaultId, host::linux::clock::boottime, policy::time::Moment};
+use crate::{
+    fault::undo::Undo,
+    host::{
+        FaultId,
+        linux::{clock::boottime, privileges},
+    },
+    policy::time::Moment,
+};
 
 /// How long an answer may take. The warden answers in microseconds unless it is stopped.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -178,14 +185,17 @@ fn tell(link: &mut Link, holds: &BTreeMap<FaultId, (Undo, Option<Moment>)>) -> i
 impl Link {
     fn spawn(launch: &Launch) -> Result<Self, WardenError> {
         let (socket, theirs) = UnixStream::pair().map_err(WardenError::Start)?;
-        let child = Command::new(&launch.exe)
+        let mut command = Command::new(&launch.exe);
+        command
             .arg0("vervet")
             .args(&launch.args)
             .current_dir("/")
+            // What it says to a service manager would be taken for the agent's.
+            .env_remove("NOTIFY_SOCKET")
             .stdin(Stdio::from(OwnedFd::from(theirs)))
-            .stdout(Stdio::null())
-            .spawn()
-            .map_err(WardenError::Start)?;
+            .stdout(Stdio::null());
+        // It undoes what the agent did, so it needs what the agent has.
+        let child = privileges::with_kept(|| command.spawn()).map_err(WardenError::Start)?;
         let mut link = Self { child, socket, buffer: Vec::new() };
         // Its first line says that signals no longer end it.
         match link.reply() {

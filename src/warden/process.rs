@@ -15,6 +15,7 @@ use crate::{
     fault::undo::{Undo, revert},
     host::{FaultId, Host, linux::clock::boottime},
     policy::time::Moment,
+    service::journald,
 };
 
 /// How long failing reverts are tried again after the agent is gone.
@@ -180,11 +181,12 @@ impl Keeper<'_> {
                 Some((_, Err(errors))) => {
                     hold.due = Some(boottime().plus(hold.pause));
                     hold.pause = (hold.pause * 2).min(SLOWEST);
-                    say(&format!("failed to undo {}, will try again: {}", fault.0, errors.join("; ")));
+                    let errors = errors.join("; ");
+                    tell(&fault, true, &format!("failed to undo {}, will try again: {errors}", fault.0));
                 }
                 _ => {
                     hold.reverted = true;
-                    say(&format!("undid {}: its deadline had passed", fault.0));
+                    tell(&fault, false, &format!("undid {}: its deadline had passed", fault.0));
                 }
             }
         }
@@ -200,7 +202,7 @@ impl Keeper<'_> {
             let mut left = Vec::new();
             for (fault, result) in revert(self.host, &undos, &[]) {
                 match result {
-                    Ok(()) => say(&format!("undid {}: the agent is gone", fault.0)),
+                    Ok(()) => tell(&fault, false, &format!("undid {}: the agent is gone", fault.0)),
                     Err(errors) => left.push((fault, errors)),
                 }
             }
@@ -226,6 +228,17 @@ fn refuse(why: &str) -> Reply {
 
 fn is_pause(error: &io::Error) -> bool {
     matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted)
+}
+
+/// What became of one fault, with its id as a field where the journal takes fields.
+fn tell(fault: &FaultId, bad: bool, text: &str) {
+    if !journald::in_use() {
+        say(text);
+    } else if bad {
+        tracing::error!(fault_id = fault.0, "the warden {text}");
+    } else {
+        tracing::warn!(fault_id = fault.0, "the warden {text}");
+    }
 }
 
 /// One line on standard error, or none: a log that nobody reads must not hold up an undo.

@@ -234,6 +234,7 @@ pub fn spec(ns: &Ns, id: &str, traffic: Traffic, action: NetAction) -> NetSpec {
         action,
         mark_mask: 0x00ff_0000,
         exempt_ports: vec![7667],
+        local: None,
     }
 }
 

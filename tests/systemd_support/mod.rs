@@ -128,14 +128,8 @@ pub fn start(test: &str) -> Option<MockSystemd> {
     let socket = dir.path().join("bus");
     let mut daemon = daemon(dir.path(), &socket);
     let address = format!("unix:path={}", socket.display());
-    let mut bus = loop {
-        match Bus::open(&Address::parse_list(&address)[0], SOON) {
-            Ok(bus) => break bus,
-            // Not listening yet.
-            Err(error) => assert!(daemon.try_wait().unwrap().is_none(), "dbus-daemon: {error}"),
-        }
-        thread::yield_now();
-    };
+    eventually("dbus-daemon listens", || socket.exists() || daemon.try_wait().unwrap().is_some());
+    let mut bus = Bus::open(&Address::parse_list(&address)[0], SOON).expect("a bus");
     let name = vec![Value::Str("org.freedesktop.systemd1".to_owned()), Value::U32(0)];
     let owned = bus.call(
         &Call {
@@ -161,7 +155,7 @@ fn daemon(dir: &Path, socket: &Path) -> Child {
         "<!DOCTYPE busconfig PUBLIC \"-//freedesktop//DTD D-Bus Bus Configuration 1.0//EN\" \
          \"http://www.freedesktop.org/standards/dbus/1.0/busconfig.dtd\">\n<busconfig>\n\
          <type>system</type><listen>unix:path={}</listen><auth>EXTERNAL</auth>\n\
-         <policy context=\"default\"><allow send_destination=\"*\" eavesdrop=\"true\"/>\
+         <policy context=\"default\"><allow send_destination=\"*\"/><allow receive_sender=\"*\"/>\
          <allow own=\"*\"/><allow user=\"*\"/></policy>\n</busconfig>\n",
         socket.display()
     );

@@ -13,8 +13,8 @@ use vervet::{
     experiment::{self, ProcessSelector},
     fault::undo::{Restore, Undo},
     host::{
-        Ability, Candidate, Delivery, FaultId, Headroom, Host, HostError, NetCounters, NetPlan, NetSpec,
-        ProcessId, ProcessState, Unit, UnitDetail, UnitVerb,
+        Ability, Candidate, Delivery, FaultId, Freezer, Headroom, Host, HostError, NetCounters, NetPlan,
+        NetSpec, ProcessId, ProcessState, Unit, UnitDetail, UnitVerb,
     },
 };
 
@@ -72,6 +72,15 @@ impl Host for FileHost {
         Self::no()
     }
     fn unit_job(&self, _: &str, _: UnitVerb) -> Result<(), HostError> {
+        Self::no()
+    }
+    fn freezer(&self, _: &str) -> Result<Option<Freezer>, HostError> {
+        Self::no()
+    }
+    fn freeze(&self, _: &str, _: u64) -> Result<(), HostError> {
+        Self::no()
+    }
+    fn boot(&self) -> Result<String, HostError> {
         Self::no()
     }
     fn restore(&self, items: &[Restore]) -> Vec<Result<(), HostError>> {

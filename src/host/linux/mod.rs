@@ -14,15 +14,17 @@ use crate::{
     experiment::{FaultKind, ProcessSelector, Signal, Traffic},
     fault::undo::{Restore, Undo},
     host::{
-        Ability, Candidate, Delivery, Headroom, Host, HostError, Instance, NetCounters, NetPlan,
-        NetSpec, ProcessId, ProcessState, Unit, UnitDetail, UnitVerb,
+        Ability, Candidate, Delivery, Freezer, Headroom, Host, HostError, Instance, NetCounters,
+        NetPlan, NetSpec, ProcessId, ProcessState, Unit, UnitDetail, UnitVerb,
     },
 };
 
+pub mod cgroup;
 pub mod clock;
 pub mod exits;
 pub mod headroom;
 pub mod net;
+pub mod privileges;
 pub mod process;
 pub mod procfs;
 pub mod protected;
@@ -32,6 +34,7 @@ pub mod stat;
 pub mod sys;
 pub mod systemd;
 
+use cgroup::Cgroups;
 use net::Net;
 use process::Processes;
 use systemd::Systemd;
@@ -42,6 +45,7 @@ pub struct LinuxHost {
     processes: Arc<Processes>,
     net: Net,
     systemd: Arc<Systemd>,
+    cgroups: Cgroups,
 }
 
 impl LinuxHost {
@@ -52,6 +56,7 @@ impl LinuxHost {
             processes: Arc::new(Processes::new(Path::new("/proc"))?),
             net: Net::new(),
             systemd: Arc::new(Systemd::new()),
+            cgroups: Cgroups::new(Path::new("/proc/self/mountinfo")),
         })
     }
 
@@ -116,6 +121,27 @@ impl LinuxHost {
     }
 }
 
+impl LinuxHost {
+    /// Starts all units that are to be started, then waits for all of them together.
+    fn start_units(&self, items: &[Restore], done: &mut [Result<(), HostError>]) {
+        let boot = self.boot();
+        let mut wanted = Vec::new();
+        for (at, item) in items.iter().enumerate() {
+            let Restore::Start { unit, invocation, boot: then } = item else { continue };
+            match &boot {
+                Ok(now) if now == then => wanted.push((at, unit.as_str(), invocation.as_str())),
+                // Since then the host was booted: what it starts at boot is its own affair.
+                Ok(_) => {}
+                Err(error) => done[at] = Err(error.clone()),
+            }
+        }
+        let units: Vec<_> = wanted.iter().map(|(_, unit, invocation)| (*unit, *invocation)).collect();
+        for ((at, ..), result) in wanted.iter().zip(self.systemd.start_again(&units)) {
+            done[*at] = result;
+        }
+    }
+}
+
 impl Host for LinuxHost {
     fn find(
         &self,
@@ -143,7 +169,10 @@ impl Host for LinuxHost {
         let spec = NetSpec { exempt_ports: exempt.into_iter().collect(), ..spec.clone() };
         self.spare_own_units(&spec.traffic)?;
         let mut plan = self.net.plan(&spec, open)?;
-        plan.local = self.owners(&spec.traffic)?;
+        plan.local = match spec.local {
+            Some(local) => local,
+            None => self.owners(&spec.traffic)?,
+        };
         Ok(plan)
     }
 
@@ -171,17 +200,42 @@ impl Host for LinuxHost {
         self.systemd.job(name, verb, None).map(drop)
     }
 
+    fn freezer(&self, cgroup: &str) -> Result<Option<Freezer>, HostError> {
+        self.cgroups.freezer(cgroup)
+    }
+
+    fn freeze(&self, cgroup: &str, id: u64) -> Result<(), HostError> {
+        self.cgroups.freeze(cgroup, id)
+    }
+
+    fn boot(&self) -> Result<String, HostError> {
+        let read = std::fs::read_to_string("/proc/sys/kernel/random/boot_id");
+        read.map(|text| text.trim().to_owned()).map_err(|error| HostError::Kernel {
+            doing: "read which boot this is".to_owned(),
+            error: error.to_string(),
+        })
+    }
+
     fn restore(&self, items: &[Restore]) -> Vec<Result<(), HostError>> {
-        let net: Vec<Restore> =
-            items.iter().filter(|item| !matches!(item, Restore::Continue { .. })).cloned().collect();
-        let mut done = self.net.restore(&net).into_iter();
-        items
+        let of_net = |item: &&Restore| {
+            !matches!(item, Restore::Continue { .. } | Restore::Thaw { .. } | Restore::Start { .. })
+        };
+        let net: Vec<Restore> = items.iter().filter(of_net).cloned().collect();
+        let mut net = self.net.restore(&net).into_iter();
+        let mut done: Vec<Result<(), HostError>> = items
             .iter()
             .map(|item| match item {
                 Restore::Continue { process } => self.processes.signal(*process, Signal::CONT).map(drop),
-                _ => done.next().unwrap_or(Ok(())),
+                // After a boot every cgroup is a new one.
+                Restore::Thaw { cgroup, id, boot } if self.boot()? == *boot => {
+                    self.cgroups.thaw(cgroup, *id)
+                }
+                Restore::Thaw { .. } | Restore::Start { .. } => Ok(()),
+                _ => net.next().unwrap_or(Ok(())),
             })
-            .collect()
+            .collect();
+        self.start_units(items, &mut done);
+        done
     }
 
     fn headroom(&self) -> Result<Headroom, HostError> {
@@ -189,6 +243,12 @@ impl Host for LinuxHost {
     }
 
     fn abilities(&self) -> Vec<Ability> {
+        let ability = |fault, variant: Option<&str>, able: Result<(), HostError>| Ability {
+            fault,
+            variant: variant.map(str::to_owned),
+            available: able.is_ok(),
+            reason: able.err().map(|error| error.to_string()),
+        };
         let kill = Ability { fault: FaultKind::Kill, variant: None, available: true, reason: None };
         let kill = match rustix::process::pidfd_open(
             rustix::process::getpid(),
@@ -201,7 +261,10 @@ impl Host for LinuxHost {
                 ..kill
             },
         };
-        std::iter::once(kill).chain(self.net.abilities()).collect()
+        let pause = Ability { fault: FaultKind::Pause, ..kill.clone() };
+        let freezer = ability(FaultKind::Pause, Some("unit"), self.cgroups.check());
+        let unit = ability(FaultKind::Unit, None, self.systemd.check());
+        [kill, pause, freezer, unit].into_iter().chain(self.net.abilities()).collect()
     }
 
     fn protected(&self) -> Result<BTreeMap<ProcessId, String>, HostError> {

@@ -99,3 +99,31 @@ fn socklen<T>() -> libc::socklen_t {
 fn check(result: i32) -> io::Result<i32> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
 }
+
+unsafe extern "C" {
+    /// nss/nss_database.c of glibc: which services answer for a database, in this process only.
+    #[cfg(target_feature = "crt-static")]
+    fn __nss_configure_lookup(
+        database: *const std::ffi::c_char,
+        services: *const std::ffi::c_char,
+    ) -> std::ffi::c_int;
+}
+
+/// Has users, groups and hosts looked up in the files of the host and by DNS alone, which are part
+/// of a statically linked glibc since 2.34. What else nsswitch.conf names are plug-ins for a libc of
+/// the very same version, and to load one for another libc ends in tears. Call it before anything is
+/// looked up. Does nothing in a dynamically linked program.
+pub fn names_without_plugins() {
+    #[cfg(target_feature = "crt-static")]
+    for (database, services) in [
+        (c"passwd", c"files"),
+        (c"group", c"files"),
+        (c"initgroups", c"files"),
+        (c"services", c"files"),
+        (c"hosts", c"files dns"),
+    ] {
+        // SAFETY: both are C strings that live for ever; glibc copies what it keeps. It fails for
+        // databases that it does not know, which are then not looked up either.
+        let _ = unsafe { __nss_configure_lookup(database.as_ptr(), services.as_ptr()) };
+    }
+}

@@ -22,10 +22,12 @@ pub enum Verb {
     Protected,
     Units,
     UnitJob,
+    Freezer,
+    Freeze,
 }
 
 impl Verb {
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 14] = [
         Self::Find,
         Self::State,
         Self::Signal,
@@ -38,6 +40,8 @@ impl Verb {
         Self::Protected,
         Self::Units,
         Self::UnitJob,
+        Self::Freezer,
+        Self::Freeze,
     ];
 }
 

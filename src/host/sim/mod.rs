@@ -16,8 +16,8 @@ use crate::{
     experiment::{FaultKind, ProcessSelector, Signal},
     fault::undo::{Restore, Undo},
     host::{
-        Ability, Candidate, Delivery, FaultId, Headroom, Host, HostError, Instance, Member, NetCounters,
-        NetPlan, NetSpec, ProcessId, ProcessState, Stock, Unit, UnitDetail, UnitVerb,
+        Ability, Candidate, Delivery, FaultId, Freezer, Headroom, Host, HostError, Instance, Member,
+        NetCounters, NetPlan, NetSpec, ProcessId, ProcessState, Stock, Unit, UnitDetail, UnitVerb,
     },
     policy::{capacity::Reading, time::Moment},
 };
@@ -35,6 +35,9 @@ pub use network::{Object, Owner};
 use process::Processes;
 pub use process::{Sent, Spawn};
 use units::Units;
+
+/// The name of the one boot that this host knows.
+const BOOT: &str = "5eed5eed-0000-4000-8000-000000000000";
 
 /// The simulated host.
 #[derive(Debug)]
@@ -60,6 +63,10 @@ pub struct Snapshot {
     pub objects: BTreeMap<Object, Owner>,
     pub sysctls: BTreeMap<(Option<String>, String), String>,
     pub stopped: BTreeSet<ProcessId>,
+    /// Cgroups that are frozen.
+    pub frozen: BTreeSet<String>,
+    /// Units in which nothing runs, and nothing is about to.
+    pub down: BTreeSet<String>,
 }
 
 impl SimHost {
@@ -159,10 +166,11 @@ impl SimHost {
         let members: Vec<Member> = found
             .into_iter()
             .map(|candidate| {
-                let ready = world
-                    .processes
-                    .get(candidate.id)
-                    .is_some_and(|process| process.ready && !process.stopped && process.ready_at <= now);
+                let frozen = world.units.is_frozen(&candidate.cgroup, &world.processes);
+                let ready =
+                    world.processes.get(candidate.id).is_some_and(|process| {
+                        process.ready && !process.stopped && process.ready_at <= now
+                    }) && !frozen;
                 Member { process: candidate, ready }
             })
             .collect();
@@ -252,6 +260,8 @@ impl SimHost {
             objects: world.network.objects.clone(),
             sysctls,
             stopped: stopped.map(|process| process.candidate.id).collect(),
+            frozen: world.units.frozen(&world.processes),
+            down: world.units.down(&world.processes),
         }
     }
 
@@ -372,17 +382,56 @@ impl Host for SimHost {
         units.job(name, verb, processes, now)
     }
 
+    fn freezer(&self, cgroup: &str) -> Result<Option<Freezer>, HostError> {
+        let mut world = self.world();
+        world.failures.check(Verb::Freezer, "read the freezer")?;
+        Ok(world.units.freezer(cgroup, &world.processes))
+    }
+
+    fn freeze(&self, cgroup: &str, id: u64) -> Result<(), HostError> {
+        let mut world = self.world();
+        world.failures.check(Verb::Freeze, "freeze")?;
+        let World { units, processes, protected, network, .. } = &mut *world;
+        units.freeze(cgroup, id, processes)?;
+        for id in processes.in_cgroup(cgroup).0 {
+            if let Some(why) = protected.get(&id) {
+                network.violations.push(format!("{why} was frozen"));
+            }
+        }
+        Ok(())
+    }
+
+    fn boot(&self) -> Result<String, HostError> {
+        Ok(BOOT.to_owned())
+    }
+
     fn restore(&self, items: &[Restore]) -> Vec<Result<(), HostError>> {
         let mut world = self.world();
         let restore_one = |item: &Restore| {
             world.failures.check(Verb::Restore, "put it back")?;
-            if let Restore::Continue { process } = item {
-                if let Some(process) = world.processes.get_mut(*process) {
-                    process.stopped = false;
+            let now = world.now;
+            let World { units, processes, network, .. } = &mut *world;
+            match item {
+                Restore::Continue { process } => {
+                    if let Some(process) = processes.get_mut(*process) {
+                        process.stopped = false;
+                    }
+                    Ok(())
                 }
-                return Ok(());
+                Restore::Thaw { cgroup, id, boot } => {
+                    if boot == BOOT {
+                        units.thaw(cgroup, *id);
+                    }
+                    Ok(())
+                }
+                Restore::Start { unit, invocation, boot } => {
+                    if boot == BOOT {
+                        units.start_again(unit, invocation, processes, now);
+                    }
+                    Ok(())
+                }
+                _ => network.restore(item),
             }
-            world.network.restore(item)
         };
         items.iter().map(restore_one).collect()
     }
@@ -403,6 +452,9 @@ impl Host for SimHost {
         };
         vec![
             ability(FaultKind::Kill, None, true),
+            ability(FaultKind::Pause, None, true),
+            ability(FaultKind::Pause, Some("unit"), true),
+            ability(FaultKind::Unit, None, true),
             ability(FaultKind::Latency, Some("netem"), netem),
             ability(FaultKind::Latency, Some("tap"), true),
             ability(FaultKind::Connections, None, true),

@@ -262,7 +262,10 @@ fn object(item: &Restore) -> Option<Object> {
         Restore::Clsact { netns, device, .. } => {
             Some(Object::Clsact { netns: netns.clone(), device: device.clone() })
         }
-        Restore::Sysctl { .. } | Restore::Continue { .. } => None,
+        Restore::Sysctl { .. }
+        | Restore::Continue { .. }
+        | Restore::Thaw { .. }
+        | Restore::Start { .. } => None,
     }
 }
 

@@ -133,13 +133,14 @@ impl Engine {
             }
         }
         let Some(run) = self.runs.get_mut(&id) else { return };
-        for (step, hit) in run.steps.iter_mut().zip(hits) {
-            step.target = Some(hit.target);
-            step.touches = hit.touches;
+        for (step, hit) in run.steps.iter_mut().zip(&hits) {
+            step.target = Some(hit.target.clone());
+            step.touches.clone_from(&hit.touches);
         }
         run.dirty = true;
         if experiment.probes.is_empty() {
-            self.begin_stage(id, 0, now, out);
+            // Nothing stands between this look and the first stage: it is the stage's own.
+            self.begin_stage_with(id, hits, now, out);
         } else {
             self.steady(id, now, out);
         }

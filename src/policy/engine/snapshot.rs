@@ -81,6 +81,12 @@ impl Engine {
         self.runs.get(&id).map(|run| run_view(run, now))
     }
 
+    /// One run as it is, for whoever tells its story.
+    #[must_use]
+    pub fn run(&self, id: Uuid) -> Option<&Run> {
+        self.runs.get(&id)
+    }
+
     /// The ids of runs in memory.
     pub fn run_ids(&self) -> impl Iterator<Item = Uuid> + '_ {
         self.runs.keys().copied()

@@ -8,7 +8,7 @@ use uuid::Uuid;
 use crate::{
     experiment::{Experiment, FaultSpec, Step},
     fault::{Effect as Measured, Injection, KERNEL_LEASE, Lease, Prepared, RENEW_EVERY, Target},
-    host::{HostError, ProcessId},
+    host::{HostError, ProcessId, UnitCandidate},
     policy::{
         limiter::{self, Decision, Proposal},
         plan::{self, Hit, Resolution},
@@ -26,7 +26,7 @@ use super::{
 
 /// How long a kill may take to show, beyond its escalation's grace, before it counts as without effect.
 const KILL_PATIENCE: Duration = Duration::from_secs(5);
-/// The last measurement of a network fault is taken this long before its end, while it still shows;
+/// The last measurement of a fault that is undone is taken this long before its end, while it still shows;
 /// of a short one at three quarters of its time.
 const LAST_LOOK: Duration = Duration::from_millis(250);
 /// However rarely the probes ask, a kill without a duration is watched no longer than this.
@@ -37,10 +37,10 @@ const RETRY_LONGEST: Duration = Duration::from_secs(5);
 
 /// When the last measurement of a step in force is due.
 pub(super) fn closing_at(step: &StepRun, spec: &Step, deadline: Moment) -> Moment {
-    match step.target {
-        Some(Target::Traffic { .. }) => deadline.minus(LAST_LOOK.min(time_in_force(spec) / 4)),
-        _ => deadline,
+    if matches!(spec.fault, FaultSpec::Kill(_)) || step.prepared.is_none() {
+        return deadline;
     }
+    deadline.minus(LAST_LOOK.min(time_in_force(spec) / 4))
 }
 
 impl Engine {
@@ -53,6 +53,19 @@ impl Engine {
             self.resolve_step(id, step, out);
         }
         let _ = now;
+    }
+
+    /// Begins the first stage with targets that were looked up for it this instant.
+    pub(super) fn begin_stage_with(&mut self, id: Uuid, hits: Vec<Hit>, now: Now, out: &mut Effects) {
+        let Some(run) = self.runs.get_mut(&id) else { return };
+        let end = run.stage_end(0);
+        run.phase = Phase::Stage { first: 0, end };
+        for step in &mut run.steps[..end] {
+            step.phase = StepPhase::Resolving;
+        }
+        for (step, hit) in hits.into_iter().enumerate().take(end) {
+            self.step_found(id, step, Ok(hit), now, out);
+        }
     }
 
     fn resolve_step(&mut self, id: Uuid, step: usize, out: &mut Effects) {
@@ -71,12 +84,26 @@ impl Engine {
         now: Now,
         out: &mut Effects,
     ) {
+        let Some(run) = self.runs.get(&id) else { return };
+        let hit = hit_of(&run.experiment, step, run.seed, result);
+        self.step_found(id, step, hit, now, out);
+    }
+
+    /// Decides on a step whose exact targets are known as of now.
+    fn step_found(
+        &mut self,
+        id: Uuid,
+        step: usize,
+        hit: Result<Hit, Reason>,
+        now: Now,
+        out: &mut Effects,
+    ) {
         let Some(run) = self.runs.get(&id).filter(|run| run.steps[step].phase == StepPhase::Resolving)
         else {
             return;
         };
         let experiment = run.experiment.clone();
-        let hit = match hit_of(&experiment, step, run.seed, result) {
+        let hit = match hit {
             Ok(hit) => hit,
             Err(why) => return self.limiter_stop(id, why, now, out),
         };
@@ -205,7 +232,7 @@ impl Engine {
         state.deadline = Some(wall(deadline, now));
         let charges =
             state.touches.iter().map(|touch| (touch.group.clone(), touch.charge())).collect::<Vec<_>>();
-        if let Target::Processes { processes } = &prepared.target {
+        if let (Lease::None, Target::Processes { processes }) = (prepared.lease, &prepared.target) {
             state.alive = processes.iter().map(|process| process.id).collect();
             out.push(Effect::WatchExits(state.alive.iter().copied().collect()));
         }
@@ -286,7 +313,7 @@ impl Engine {
                 let escalate_at = escalation.map(|then| now.mono.plus(then.after));
                 state.phase = StepPhase::InForce { deadline, escalate_at };
                 let lease = state.prepared.as_ref().map(|prepared| prepared.lease);
-                if lease == Some(Lease::Kernel) && self.next_renewal.is_none() {
+                if matches!(lease, Some(Lease::Kernel | Lease::Warden)) && self.next_renewal.is_none() {
                     self.next_renewal = Some(now.mono.plus(RENEW_EVERY));
                 }
                 let data = json!({ "lease": lease, "deadline": wall(deadline, now) });
@@ -295,7 +322,7 @@ impl Engine {
                 self.save_again(id, now, out);
                 if stopped {
                     self.revert_step(id, step, now, out);
-                } else if lease == Some(Lease::None) {
+                } else if lease != Some(Lease::Kernel) {
                     self.measure(id, step, out);
                 }
             }
@@ -544,15 +571,16 @@ impl Engine {
             return;
         }
         let mut leases = Vec::new();
+        let mut any = false;
         for run in self.runs.values() {
             for (index, step) in run.steps.iter().enumerate() {
                 let (StepPhase::InForce { deadline, .. } | StepPhase::Closing { deadline }) = step.phase
                 else {
                     continue;
                 };
-                let Some(prepared) = step.prepared.clone().filter(|p| p.lease == Lease::Kernel) else {
-                    continue;
-                };
+                let reversible = |p: &Arc<Prepared>| matches!(p.lease, Lease::Kernel | Lease::Warden);
+                let Some(prepared) = step.prepared.clone().filter(reversible) else { continue };
+                any = true;
                 if step.effect.as_ref().is_none_or(|effect| !effect.proven) {
                     let injection = step.injection.clone();
                     out.push(Effect::Measure {
@@ -562,11 +590,13 @@ impl Engine {
                         injection,
                     });
                 }
-                leases.push((run.id, index, prepared, deadline));
+                if prepared.lease == Lease::Kernel {
+                    leases.push((run.id, index, prepared, deadline));
+                }
             }
         }
         debug_assert!(RENEW_EVERY * 2 < KERNEL_LEASE, "a renewal may fail once");
-        self.next_renewal = (!leases.is_empty()).then(|| now.mono.plus(RENEW_EVERY));
+        self.next_renewal = any.then(|| now.mono.plus(RENEW_EVERY));
         if !leases.is_empty() {
             out.push(Effect::Renew(leases));
         }
@@ -588,7 +618,8 @@ impl Engine {
 fn told_to_end(spec: &FaultSpec) -> bool {
     match spec {
         FaultSpec::Kill(kill) => kill.signal.asks_to_end() || kill.then.is_some(),
-        _ => false,
+        FaultSpec::Unit(_) => true,
+        FaultSpec::Pause(_) | FaultSpec::Latency(_) | FaultSpec::Connections(_) => false,
     }
 }
 
@@ -620,6 +651,10 @@ fn same_target(planned: Option<&Target>, now: &Target) -> bool {
     match (planned, now) {
         (Some(Target::Processes { processes: a }), Target::Processes { processes: b }) => {
             a.iter().map(|process| process.id).eq(b.iter().map(|process| process.id))
+        }
+        (Some(Target::Units { units: a }), Target::Units { units: b }) => {
+            let exact = |unit: &UnitCandidate| (unit.name.clone(), unit.instance.clone());
+            a.iter().map(exact).eq(b.iter().map(exact))
         }
         (Some(Target::Traffic { plan: a }), Target::Traffic { plan: b }) => {
             (&a.netns, &a.rules, &a.devices, &a.engine) == (&b.netns, &b.rules, &b.devices, &b.engine)

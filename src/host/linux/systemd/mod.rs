@@ -35,6 +35,9 @@ const CONNECT_WITHIN: Duration = Duration::from_secs(2);
 /// For an answer: systemd answers nobody while it reads its units again.
 const ANSWER_WITHIN: Duration = Duration::from_secs(5);
 
+/// For starts that put units back. One that fails, fails at once as a rule.
+const START_WITHIN: Duration = Duration::from_secs(2);
+
 /// Properties of a unit that name units which systemd stops with it.
 /// systemd: `UNIT_ATOM_PROPAGATE_STOP` in src/core/unit-dependency-atom.c.
 const STOPPED_WITH: [&str; 5] =
@@ -159,16 +162,49 @@ impl Systemd {
         }))
     }
 
+    /// Starts units that were active in these invocations, unless they are active again or were
+    /// started by others since; one result each, in order. All are queued before it waits for any,
+    /// and it waits only so long that a start which fails at once is noticed: what takes longer is
+    /// systemd's, whose job outlives everybody here.
+    pub fn start_again(&self, units: &[(&str, &str)]) -> Vec<Result<(), HostError>> {
+        let until = Instant::now() + START_WITHIN;
+        let mut queued = Vec::new();
+        let mut results: Vec<Result<(), HostError>> = Vec::new();
+        for (at, (name, invocation)) in units.iter().enumerate() {
+            results.push(match self.must_start(name, invocation) {
+                Ok(false) => Ok(()),
+                Ok(true) => self.queue(name, UnitVerb::Start, true).map(|job| queued.push((at, job))),
+                Err(error) => Err(error),
+            });
+        }
+        for (at, job) in queued {
+            results[at] = job.wait(until).map(drop);
+        }
+        results
+    }
+
+    fn must_start(&self, name: &str, invocation: &str) -> Result<bool, HostError> {
+        // A unit that is not there any more was removed by somebody who meant it.
+        let Some(UnitDetail { unit, .. }) = self.unit(name)? else { return Ok(false) };
+        let never = unit.invocation.bytes().all(|digit| digit == b'0');
+        Ok(!unit.is_up() && (never || unit.invocation == invocation))
+    }
+
     /// Gives systemd a job for a unit, in place of whatever is queued for it, and waits for its end
     /// until `until`; without, only until it is queued.
     ///
     /// # Errors
     /// When systemd does not take it, or the job fails.
     pub fn job(&self, name: &str, verb: UnitVerb, until: Option<Instant>) -> Result<JobEnd, HostError> {
+        let job = self.queue(name, verb, until.is_some())?;
+        until.map_or(Ok(JobEnd::Pending), |until| job.wait(until))
+    }
+
+    fn queue(&self, name: &str, verb: UnitVerb, listen: bool) -> Result<Queued, HostError> {
         let doing = format!("{verb} {name}");
         let explain = |error: BusError| explain(&doing, &error);
         let mut bus = self.connect()?;
-        if until.is_some() {
+        if listen {
             // Without a match rule a bus, without a subscriber systemd, keeps its signals.
             if bus.is_bus() {
                 bus.call(&add_match(), ANSWER_WITHIN).map_err(explain)?;
@@ -182,20 +218,8 @@ impl Systemd {
         };
         let call = manager(member, vec![text(name), text("replace")]);
         let answer = bus.call(&call, ANSWER_WITHIN).map_err(explain)?;
-        let Some(until) = until else { return Ok(JobEnd::Pending) };
-        let job = answer.first().and_then(Value::as_str).unwrap_or_default();
-        let left = until.saturating_duration_since(Instant::now());
-        match bus.wait_for(left, |signal| removed(signal, job)) {
-            Ok(result) if matches!(&*result, "done" | "skipped") => Ok(JobEnd::Done),
-            // Somebody else's job took its place: not over, and not failed.
-            Ok(result) if result == "canceled" => Ok(JobEnd::Pending),
-            Ok(result) => Err(HostError::Kernel {
-                error: format!("systemd says: {result}; `systemctl status {name}` tells more"),
-                doing,
-            }),
-            Err(BusError::Late(_)) => Ok(JobEnd::Pending),
-            Err(error) => Err(explain(error)),
-        }
+        let path = answer.first().and_then(Value::as_str).unwrap_or_default().to_owned();
+        Ok(Queued { bus, path, name: name.to_owned(), doing })
     }
 
     /// Asks on the connection that is open, or on a new one where that has gone stale.
@@ -240,6 +264,31 @@ impl Systemd {
         };
         let errors = if errors.is_empty() { "no address".to_owned() } else { errors.join("; ") };
         Err(HostError::Unavailable(format!("systemd cannot be reached ({errors}): {help}")))
+    }
+}
+
+/// A job in systemd's queue, with the connection that hears of its end.
+struct Queued {
+    bus: Bus,
+    path: String,
+    name: String,
+    doing: String,
+}
+
+impl Queued {
+    fn wait(mut self, until: Instant) -> Result<JobEnd, HostError> {
+        let left = until.saturating_duration_since(Instant::now());
+        match self.bus.wait_for(left, |signal| removed(signal, &self.path)) {
+            Ok(result) if matches!(&*result, "done" | "skipped") => Ok(JobEnd::Done),
+            // Somebody else's job took its place: not over, and not failed.
+            Ok(result) if result == "canceled" => Ok(JobEnd::Pending),
+            Ok(result) => Err(HostError::Kernel {
+                error: format!("systemd says: {result}; `systemctl status {}` tells more", self.name),
+                doing: self.doing,
+            }),
+            Err(BusError::Late(_)) => Ok(JobEnd::Pending),
+            Err(error) => Err(explain(&self.doing, &error)),
+        }
     }
 }
 
