@@ -148,11 +148,23 @@ fn target(target: &ProcessTarget) -> Value {
 }
 
 fn processes(select: &ProcessSelector) -> Map<String, Value> {
-    let ProcessSelector { group, unit, name, exe, cmdline, user, listen, cgroup, pidfile, older_than } =
-        select;
+    let ProcessSelector {
+        group,
+        unit,
+        container,
+        name,
+        exe,
+        cmdline,
+        user,
+        listen,
+        cgroup,
+        pidfile,
+        older_than,
+    } = select;
     let mut keys = Map::new();
     put_some(&mut keys, "group", group.as_ref());
     put_some(&mut keys, "unit", unit.as_ref());
+    put_some(&mut keys, "container", container.as_ref());
     put_some(&mut keys, "name", name.as_ref());
     put_some(&mut keys, "exe", exe.as_ref());
     put_some(&mut keys, "cmdline", cmdline.as_ref());

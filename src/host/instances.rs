@@ -39,6 +39,9 @@ pub type InUnit = (String, ProcessId);
 /// if nobody said more of it: the time that systemd gives a unit to stop is 90 s by default.
 const PATIENCE: Duration = Duration::from_secs(100);
 
+/// A unit that was not seen for so long is gone, or nobody asks for it any more.
+const RECENT: Duration = Duration::from_secs(5);
+
 /// Units that were not seen for so long are forgotten.
 const MEMORY: Duration = Duration::from_hours(1);
 
@@ -106,10 +109,12 @@ impl Mains {
         self.by_unit.insert(unit.to_owned(), Main { id, known, seen: now, lost: None });
     }
 
-    /// Units of which only the service manager can say whether they still are what they were.
+    /// Units of which only the service manager can say whether they still are what they were, among
+    /// those that somebody looks at.
     #[must_use]
-    pub fn doubts(&self) -> Vec<String> {
-        let doubts = self.by_unit.iter().filter(|(_, main)| main.lost.is_some());
+    pub fn doubts(&self, now: Moment) -> Vec<String> {
+        let open = |main: &Main| main.lost.is_some() && now < main.seen.plus(RECENT);
+        let doubts = self.by_unit.iter().filter(|(_, main)| open(main));
         doubts.map(|(unit, _)| unit.clone()).collect()
     }
 }
@@ -167,9 +172,10 @@ mod tests {
         assert_eq!(look(&mut mains, &[11], 1), instance(10, &[11]));
         // Nor with one that it forked meanwhile.
         assert_eq!(look(&mut mains, &[11, 30], 2), instance(10, &[11, 30]));
-        assert_eq!(mains.doubts(), ["a.service"]);
+        assert_eq!(mains.doubts(at(2)), ["a.service"]);
+        assert_eq!(mains.doubts(at(8)), [""; 0]);
         assert_eq!(look(&mut mains, &[40], 3), instance(40, &[40]));
-        assert_eq!(mains.doubts(), [""; 0]);
+        assert_eq!(mains.doubts(at(3)), [""; 0]);
     }
 
     #[test]

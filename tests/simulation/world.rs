@@ -676,7 +676,7 @@ impl World {
                     }
                     hit
                 }
-                vervet::fault::Target::Traffic { .. } => false,
+                _ => false,
             });
             let named = named.into_inner();
             self.promise(named.is_some(), &format!("{:?} was named in an intent", sent.process));
@@ -697,7 +697,7 @@ impl World {
                 vervet::fault::Target::Processes { processes } => {
                     processes.iter().any(|p| p.id == id && p.name == KINDS[*index])
                 }
-                vervet::fault::Target::Traffic { .. } => false,
+                _ => false,
             })
         }) else {
             return;

@@ -16,3 +16,4 @@ mod story;
 mod workload;
 
 mod install;
+mod units;
