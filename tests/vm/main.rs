@@ -23,4 +23,5 @@ mod latency;
 mod matrix;
 mod namespaces;
 mod trouble;
+mod unit_groups;
 mod units;
