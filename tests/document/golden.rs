@@ -30,6 +30,7 @@ fn group(keys: &str) -> String {
 fn experiments() -> Vec<(&'static str, String)> {
     let traffic = "traffic = { port = 5432 }\n";
     let cap = |keys: &str| step(&format!("fault = \"connections\"\nduration = \"60s\"\n{keys}"));
+    let whole = |keys: &str| step(&format!("fault = \"unit\"\nduration = \"60s\"\n{keys}"));
     vec![
         ("misspelt key", latency(&format!("{traffic}dealy = \"100ms\""))),
         ("another tool's word", kill("selector = { name = \"worker\" }")),
@@ -56,6 +57,12 @@ fn experiments() -> Vec<(&'static str, String)> {
         ("misspelt signal", kill("target = { group = \"checkout\" }\nsignal = \"SIGTREM\"")),
         ("stopping signal", kill("target = { group = \"checkout\" }\nsignal = \"SIGSTOP\"")),
         ("useless escalation", kill("target = { group = \"checkout\" }\nthen = { after = \"5s\" }")),
+        ("pause without a target", step("fault = \"pause\"\nduration = \"10s\"")),
+        ("pause for ever", step("fault = \"pause\"\ntarget = { group = \"checkout\" }")),
+        ("unknown action", whole("target = { unit = \"a\" }\naction = \"reload\"")),
+        ("a part of a unit", whole("target = { unit = \"a\", name = \"worker\" }\naction = \"stop\"")),
+        ("unit without an action", whole("target = { group = \"checkout\" }")),
+        ("action of another fault", kill("target = { group = \"checkout\" }\naction = \"stop\"")),
         ("host bits", latency("delay = \"1s\"\ntraffic = { to = [\"10.0.0.0/8\", \"10.1.2.3/8\"] }")),
         ("no traffic", latency("delay = \"1s\"\ntraffic = { netns = \"blue\" }")),
         ("both directions", latency("delay = \"1s\"\ntraffic = { listen = 80, to = \"10.0.0.0/8\" }")),
@@ -64,7 +71,8 @@ fn experiments() -> Vec<(&'static str, String)> {
         ("udp connections", cap("traffic = { listen = 53, protocol = \"udp\" }\nmax = 4")),
         ("later fault", step("fault = \"loss\"\npercent = \"1%\"\nduration = \"60s\"")),
         ("misspelt fault", step("fault = \"latensy\"\nduration = \"60s\"")),
-        ("later selectors", latency("delay = \"1s\"\ntraffic = { unit = \"a.service\" }")),
+        ("traffic of a container", latency("delay = \"1s\"\ntraffic = { container = \"web\" }")),
+        ("no container's name", kill("target = { container = \"my web\" }")),
         (
             "schedule",
             format!("{}\n[[schedule]]\ncron = \"0 10 * * *\"\n", kill("target = { name = \"w\" }")),
@@ -110,6 +118,7 @@ fn policies() -> Vec<(&'static str, String)> {
         ("floor missing", group(members)),
         ("twice the same name", format!("{0}{0}", group(&format!("floor = 1\n{members}")))),
         ("later source", group(&format!("floor = 1\n{members}ready = {{ haproxy = \"be\" }}"))),
+        ("systemd of processes", group(&format!("floor = 1\n{members}ready = \"systemd\""))),
         ("every unit", group("floor = 1\nmembers = { unit = \"*\" }")),
         ("slice members", group("floor = 1\nmembers = { unit = \"system-checkout.slice\" }")),
         ("no unit's name", group("floor = 1\nmembers = { unit = \"web/1\" }")),

@@ -28,5 +28,8 @@ mod connections;
 mod install;
 mod kill;
 mod latency;
+mod matrix;
 mod namespaces;
 mod trouble;
+mod unit_groups;
+mod units;
