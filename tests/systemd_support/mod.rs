@@ -42,19 +42,18 @@ pub struct MockUnit {
 }
 
 impl MockUnit {
-    /// A unit that runs this.
-    pub fn running(argv: &[&str]) -> Self {
+    /// A unit that will run this when it is added.
+    pub fn new(argv: &[&str]) -> Self {
         let argv = argv.iter().map(|&part| part.to_owned()).collect();
-        let mut unit = Self { argv, ..Self::default() };
-        unit.start();
-        unit
+        Self { argv, ..Self::default() }
     }
 
     pub fn pid(&self) -> u32 {
         self.child.as_ref().map_or(0, Child::id)
     }
 
-    fn start(&mut self) {
+    /// Somebody starts it.
+    pub fn start(&mut self) {
         if self.active {
             return;
         }
@@ -169,7 +168,9 @@ fn daemon(dir: &Path, socket: &Path) -> Child {
 }
 
 impl MockSystemd {
-    pub fn add(&self, name: &str, unit: MockUnit) {
+    /// Adds a unit, started.
+    pub fn add(&self, name: &str, mut unit: MockUnit) {
+        unit.start();
         self.state.lock().unwrap().units.insert(name.to_owned(), unit);
     }
 

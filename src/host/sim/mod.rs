@@ -134,6 +134,12 @@ impl SimHost {
         self.world().units.jobs.clone()
     }
 
+    /// Cgroups that were told to freeze, in order.
+    #[must_use]
+    pub fn freezes(&self) -> Vec<String> {
+        self.world().units.freezes.clone()
+    }
+
     /// A process ends by itself.
     pub fn die(&self, id: ProcessId) {
         let mut world = self.world();
@@ -181,6 +187,33 @@ impl SimHost {
             taken_at: now,
             members: Some(members),
         })
+    }
+
+    /// The ready processes among these that no other one started as its crew: what is really there
+    /// of a service, whoever counts it and however.
+    #[must_use]
+    pub fn leaders_ready(&self, name: &str) -> BTreeSet<ProcessId> {
+        let world = self.world();
+        let leads = |process: &&process::Process| {
+            let led = world.processes.led_by.contains_key(&process.candidate.id);
+            let frozen = world.units.is_frozen(&process.candidate.cgroup, &world.processes);
+            process.candidate.name == name && !led && !process.stopped && !frozen
+        };
+        let leaders = world.processes.all().filter(leads);
+        let ready = leaders.filter(|one| one.ready && one.ready_at <= world.now);
+        ready.map(|process| process.candidate.id).collect()
+    }
+
+    /// Whether it is there, as it is and not as [`Host::state`] may fail to say.
+    #[must_use]
+    pub fn lives(&self, id: ProcessId) -> bool {
+        self.world().processes.get(id).is_some()
+    }
+
+    /// Who started it as its crew, or itself; also when it has ended.
+    #[must_use]
+    pub fn leader_of(&self, id: ProcessId) -> ProcessId {
+        self.world().processes.led_by.get(&id).copied().unwrap_or(id)
     }
 
     /// From now on this verb fails with this probability. Partial installs are drawn likewise.

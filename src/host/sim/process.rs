@@ -36,6 +36,10 @@ pub struct Spawn {
     pub respawn: Option<Duration>,
     /// Not ready before that long after its start.
     pub warm_up: Duration,
+    /// Processes that it starts beside itself, in its cgroup and with its name, and that are ended
+    /// when it ends, `linger` later: a supervisor starts it again only after that.
+    pub crew: u32,
+    pub linger: Duration,
 }
 
 /// A signal that reached a process.
@@ -66,6 +70,10 @@ pub(super) struct Processes {
     last_start: u64,
     due: BTreeMap<(Moment, u64), Spawn>,
     due_count: u64,
+    /// Whose crew somebody is or was of.
+    pub led_by: BTreeMap<ProcessId, ProcessId>,
+    /// Crews whose leader has ended, and when they will have.
+    lingering: BTreeMap<(Moment, ProcessId), ProcessId>,
     pub deaths: Vec<(ProcessId, Moment)>,
     pub sent: Vec<Sent>,
     pub users: BTreeMap<String, u32>,
@@ -83,6 +91,8 @@ impl Processes {
             last_start: 0,
             due: BTreeMap::new(),
             due_count: 0,
+            led_by: BTreeMap::new(),
+            lingering: BTreeMap::new(),
             deaths: Vec::new(),
             sent: Vec::new(),
             users: [("root".to_owned(), 0), ("www".to_owned(), 33)].into(),
@@ -114,7 +124,13 @@ impl Processes {
         let ready_at = now.plus(like.warm_up);
         let process =
             Process { candidate, stopped: false, ready: true, ready_at, born: now, like: like.clone() };
+        let crew = Spawn { crew: 0, respawn: None, listens: Vec::new(), ..process.like.clone() };
+        let hands = process.like.crew;
         self.by_pid.insert(pid, process);
+        for _ in 0..hands {
+            let member = self.spawn(&crew, now);
+            self.led_by.insert(member, id);
+        }
         id
     }
 
@@ -125,9 +141,23 @@ impl Processes {
         let Some(process) = self.by_pid.remove(&id.pid) else { return };
         self.free.insert(id.pid);
         self.deaths.push((id, now));
+        let of_crew = |one: &ProcessId| self.led_by.get(one) == Some(&id);
+        let crew: Vec<ProcessId> = if process.like.crew == 0 {
+            Vec::new()
+        } else {
+            self.by_pid.values().map(|one| one.candidate.id).filter(of_crew).collect()
+        };
+        let over = now.plus(if crew.is_empty() { Duration::ZERO } else { process.like.linger });
+        for member in crew {
+            if over > now {
+                self.lingering.insert((over, member), member);
+            } else {
+                self.die(member, now);
+            }
+        }
         if let Some(after) = process.like.respawn {
             self.due_count += 1;
-            self.due.insert((now.plus(after), self.due_count), process.like);
+            self.due.insert((over.plus(after), self.due_count), process.like);
         }
     }
 
@@ -148,6 +178,10 @@ impl Processes {
 
     /// Starts what supervisors owe up to `now`.
     pub(super) fn advance(&mut self, now: Moment) {
+        while let Some(entry) = self.lingering.first_entry().filter(|entry| entry.key().0 <= now) {
+            let ((at, member), _) = entry.remove_entry();
+            self.die(member, at);
+        }
         while let Some(entry) = self.due.first_entry() {
             if entry.key().0 > now {
                 return;
