@@ -22,5 +22,6 @@ mod kill;
 mod latency;
 mod matrix;
 mod namespaces;
+mod service;
 mod trouble;
 mod units;
