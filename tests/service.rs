@@ -359,7 +359,7 @@ fn children_but_the_warden_have_no_capabilities() {
     if !nix::unistd::geteuid().is_root() {
         return eprintln!("SKIPPED: {test}: needs root to hand out capabilities");
     }
-    let probe = "[\"/bin/sh\", \"-c\", \"grep ^Cap /proc/self/status >$0; echo 2\", ";
+    let probe = "[\"/bin/sh\", \"-c\", \"grep ^Cap /proc/self/status >$0.new; mv $0.new $0; echo 2\", ";
     let mut service = Service::new("004", "");
     let told = service.path("state/probe-caps");
     let policy = fs::read_to_string(service.path("vervet.toml")).expect("read");
