@@ -24,4 +24,5 @@ mod matrix;
 mod namespaces;
 mod service;
 mod trouble;
+mod unit_groups;
 mod units;

@@ -200,6 +200,7 @@ fn selection(hook: Hook) -> Selection {
         peers: Vec::new(),
         uid: None,
         cgroup: None,
+        units: None,
         interface: None,
         exempt: vec![22],
     }
