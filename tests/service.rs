@@ -359,7 +359,7 @@ fn children_but_the_warden_have_no_capabilities() {
     if !nix::unistd::geteuid().is_root() {
         return eprintln!("SKIPPED: {test}: needs root to hand out capabilities");
     }
-    let probe = "[\"/bin/sh\", \"-c\", \"grep ^Cap /proc/self/status >$0; echo 2\", ";
+    let probe = "[\"/bin/sh\", \"-c\", \"grep ^Cap /proc/self/status >$0.new; mv $0.new $0; echo 2\", ";
     let mut service = Service::new("004", "");
     let told = service.path("state/probe-caps");
     let policy = fs::read_to_string(service.path("vervet.toml")).expect("read");
@@ -397,6 +397,85 @@ fn children_but_the_warden_have_no_capabilities() {
     let told = fs::read_to_string(told).expect("the probe ran");
     assert_eq!(caps(&told, "CapEff:"), 0, "{told}");
     assert_eq!(caps(&told, "CapPrm:"), 0, "{told}");
+}
+
+/// A network namespace of this test.
+struct Namespace(String);
+
+impl Namespace {
+    fn new() -> Self {
+        let name = format!("vvtest-service-{}", std::process::id());
+        let ip = |args: &[&str]| Command::new("ip").args(args).status().is_ok_and(|done| done.success());
+        assert!(ip(&["netns", "add", &name]) && ip(&["-n", &name, "link", "set", "lo", "up"]), "{name}");
+        Self(name)
+    }
+}
+
+impl Drop for Namespace {
+    fn drop(&mut self) {
+        let _ = Command::new("ip").args(["netns", "del", &self.0]).status();
+    }
+}
+
+#[test]
+fn the_capabilities_of_the_unit_suffice_for_network_faults() {
+    let test = "the_capabilities_of_the_unit_suffice_for_network_faults";
+    if !nix::unistd::geteuid().is_root() || !Path::new("/dev/net/tun").exists() {
+        return eprintln!("SKIPPED: {test}: needs root and /dev/net/tun");
+    }
+    let unit = fs::read_to_string("systemd/vervet.service").expect("the unit");
+    let list = unit.lines().find_map(|line| line.strip_prefix("AmbientCapabilities=")).expect("a list");
+    let list: Vec<String> = list
+        .split(' ')
+        .map(|name| format!("+{}", name.trim_start_matches("CAP_").to_lowercase()))
+        .collect();
+    let list = format!("-all,{}", list.join(","));
+
+    let namespace = Namespace::new();
+    let mut service = Service::new("005", "");
+    fs::create_dir(service.path("state")).expect("made");
+    for path in [service.dir.path(), &service.dir.path().join("state")] {
+        std::os::unix::fs::chown(path, Some(65534), Some(65534)).expect("given away");
+    }
+    let binary = service.path("vervet");
+    fs::copy(VERVET, &binary).expect("copied");
+    let inside = |args: &[&str]| {
+        let mut command = Command::new("ip");
+        command.args(["netns", "exec", &namespace.0]).args(args);
+        command.stdin(Stdio::null()).stdout(Stdio::null());
+        command
+    };
+    let mut command = inside(&["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups"]);
+    command
+        .args(["--inh-caps", &list, "--ambient-caps", &list, "--bounding-set", &list])
+        .args([&binary, "agent", "--config", &service.path("vervet.toml")])
+        .stderr(fs::File::create(service.path("log")).expect("made"));
+    service.start(command);
+    let server = inside(&["python3", "-m", "http.server", "8123", "--bind", "127.0.0.1"])
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("starts");
+    service.members.push(server);
+    service.until_ready();
+
+    let file = service.path("slow.toml");
+    let text = "title = \"slow\"\nhypothesis = \"it answers\"\ngroups = []\nrecovery = \"20s\"\n\
+                [[probe]]\nname = \"answers\"\ntcp = \"127.0.0.1:8123\"\nevery = \"200ms\"\ntolerate = 20\n\
+                [[step]]\nname = \"slow\"\nfault = \"latency\"\ndelay = \"20ms\"\nduration = \"2s\"\n\
+                traffic = { listen = 8123, protocol = \"tcp\" }\n";
+    fs::write(&file, text).expect("written");
+    // As long as the server does not listen, the run is refused.
+    let deadline = Instant::now() + PATIENCE;
+    let run = loop {
+        let run = service.vervet(&["run", &file]);
+        if run.status.code() != Some(3) || Instant::now() > deadline {
+            break run;
+        }
+    };
+    let said = String::from_utf8_lossy(&run.stdout).into_owned();
+    assert_eq!(run.status.code(), Some(0), "{said}\n{}", String::from_utf8_lossy(&run.stderr));
+    let left = inside(&["nft", "list", "ruleset"]).stdout(Stdio::piped()).output().expect("nft starts");
+    assert_eq!(String::from_utf8_lossy(&left.stdout), "");
 }
 
 #[test]

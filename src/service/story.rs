@@ -12,9 +12,9 @@ use crate::{
     experiment::GroupName,
     fault::Lease,
     policy::{
-        engine::run::{Run, StepRun},
+        engine::run::{Run, StepRun, Stop},
         plan,
-        reason::ms,
+        reason::{Reason, ms},
     },
     view::EventView,
 };
@@ -133,8 +133,9 @@ fn ends(run: &Run, index: usize, step: &StepRun) -> String {
     let lease = step.prepared.as_ref().map(|prepared| prepared.lease);
     let undone = if lease == Some(Lease::None) { "over" } else { "undone" };
     let why = match &run.stop {
+        // That is a verdict on a run that nobody stopped.
+        None | Some(Stop { why: Reason::EffectUnproven { .. }, .. }) => "its time was over".to_owned(),
         Some(ended) => format!("the run was stopped: {}", ended.why),
-        None => "its time was over".to_owned(),
     };
     let effect = match &step.effect {
         Some(effect) => format!("; effect: {}", effect.summary),

@@ -30,6 +30,7 @@ mod kill;
 mod latency;
 mod matrix;
 mod namespaces;
+mod service;
 mod trouble;
 mod unit_groups;
 mod units;
