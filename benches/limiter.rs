@@ -112,6 +112,7 @@ fn reading(group: u32, taken_at: Moment) -> Reading {
             uid: 1000,
             cgroup: "/system.slice/worker.service".to_owned(),
             listens: Vec::new(),
+            container: None,
             unit: None,
             kernel_thread: false,
         };

@@ -280,6 +280,9 @@ pub struct ProcessSelector {
     /// Belongs to a systemd unit whose name matches this pattern, as `systemctl` takes it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unit: Option<String>,
+    /// In this container: its name, or its id from 12 digits on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub container: Option<String>,
     /// `comm`, exactly.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
@@ -360,6 +363,9 @@ pub struct Traffic {
     /// Absent: TCP where a port is given, else every protocol.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub protocol: Option<Protocol>,
+    /// A pattern over names of systemd units: whose traffic.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unit: Option<String>,
     /// Path of a cgroup below the cgroup2 mount: whose traffic.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cgroup: Option<String>,
@@ -369,7 +375,8 @@ pub struct Traffic {
     /// The device that it leaves by (or, for `connections` on a `listen` port, enters by).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub interface: Option<String>,
-    /// A named network namespace (below /run/netns), or the absolute path of one. Absent: the agent's own.
+    /// A named network namespace (below /run/netns), the absolute path of one, or that of a container
+    /// (`container:NAME`). Absent: the agent's own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub netns: Option<String>,
 }

@@ -298,6 +298,118 @@ fn only_the_cgroups_traffic_is_slow() {
     assert!(ms(slow) >= 10.0 && ms(quick) < 2.0, "{slow:?} {quick:?}");
 }
 
+/// A slice of the test's own with units in it, at two depths.
+struct Units {
+    mount: String,
+    slice: String,
+}
+
+impl Units {
+    fn new(test: &str) -> Option<Self> {
+        let mounts = std::fs::read_to_string("/proc/self/mountinfo").expect("mountinfo");
+        let unified = mounts.lines().find(|line| line.contains(" - cgroup2 "));
+        let Some(mount) = unified.and_then(|line| line.split(' ').nth(4)) else {
+            eprintln!("SKIPPED: {test}: no cgroup2");
+            return None;
+        };
+        let units =
+            Self { mount: mount.to_owned(), slice: format!("vvtest-{}.slice", std::process::id()) };
+        match std::fs::create_dir_all(units.path("")) {
+            Ok(()) => Some(units),
+            Err(error) => {
+                eprintln!("SKIPPED: {test}: {}: {error}", units.path(""));
+                None
+            }
+        }
+    }
+
+    fn path(&self, unit: &str) -> String {
+        format!("{}/{}/{unit}", self.mount, self.slice)
+    }
+
+    /// Starts a unit: a cgroup, and an echo server in it.
+    fn start(&self, ns: &Ns, unit: &str, port: u16) -> std::process::Child {
+        std::fs::create_dir_all(self.path(unit)).expect("make the cgroup");
+        let child =
+            helper_with_stdin("serve_in_a_unit", &format!("{} {} {port}", ns.name, self.path(unit)));
+        wait_until(Duration::from_secs(10), || ns.connect(&format!("127.0.0.1:{port}")).is_ok());
+        child
+    }
+
+    fn stop(&self, unit: &str, child: &mut std::process::Child) {
+        child.kill().expect("end the server");
+        child.wait().expect("reap the server");
+        wait_until(Duration::from_secs(5), || std::fs::remove_dir(self.path(unit)).is_ok());
+    }
+}
+
+impl Drop for Units {
+    fn drop(&mut self) {
+        let dirs =
+            |path: &str| std::fs::read_dir(path).into_iter().flatten().flatten().collect::<Vec<_>>();
+        for entry in dirs(&self.path("")) {
+            for inner in dirs(&entry.path().display().to_string()) {
+                let _ = std::fs::remove_dir(inner.path());
+            }
+            let _ = std::fs::remove_dir(entry.path());
+        }
+        let _ = std::fs::remove_dir(self.path(""));
+    }
+}
+
+#[test]
+#[ignore = "a helper process of another test"]
+fn serve_in_a_unit() {
+    let Some(word) = word() else { return };
+    let words: Vec<&str> = word.split(' ').collect();
+    let [namespace, cgroup, port] = words[..] else { panic!("three words") };
+    std::fs::write(format!("{cgroup}/cgroup.procs"), std::process::id().to_string()).expect("join");
+    let ns = std::mem::ManuallyDrop::new(Ns { name: namespace.to_owned() });
+    ns.echo(port.parse().expect("a port"));
+    let _ = std::io::Read::read(&mut std::io::stdin(), &mut [0]);
+}
+
+#[test]
+fn traffic_of_units_is_slow_at_every_depth_and_after_they_start_anew() {
+    let test = "traffic_of_units_is_slow_at_every_depth_and_after_they_start_anew";
+    let Some(ns) = Ns::new(test) else { return };
+    let Some(units) = Units::new(test) else { return };
+    let me = std::process::id();
+    let (flat, deep) =
+        (format!("vvshop-{me}@1.service"), format!("vvtest-deep.slice/vvshop-{me}@2.service"));
+    let mut first = units.start(&ns, &flat, 8080);
+    let mut second = units.start(&ns, &deep, 8081);
+    let mut other = units.start(&ns, &format!("vvother-{me}.service"), 8082);
+    let net = Net::new();
+    let traffic = Traffic { unit: Some(format!("vvshop-{me}@*.service")), ..Traffic::default() };
+    let before = ns.state();
+    let plan = install(&net, &spec(&ns, "u1", traffic.clone(), delay_of(10)));
+    assert!(plan.rules.iter().any(|rule| rule.contains(&deep)), "{:?}", plan.rules);
+    let trip = |port: u16| ms(ns.round_trip(&format!("127.0.0.1:{port}")));
+    let (one, two, three) = (trip(8080), trip(8081), trip(8082));
+    // A unit that starts anew has another cgroup, which the next renewal adds.
+    units.stop(&flat, &mut first);
+    let mut first = units.start(&ns, &flat, 8080);
+    let early = trip(8080);
+    let renewed = net.renew(&[(&plan, Duration::from_secs(2))]);
+    let (again, late) = (trip(8080), trip(8082));
+    let planned_anew = net.plan(&spec(&ns, "u2", traffic, delay_of(10)), &[]).expect("planned");
+    restore(&net, &plan);
+    let after = ns.state();
+    let nothing = Traffic { unit: Some("vvnothing@*.service".to_owned()), ..Traffic::default() };
+    let nobody = net.plan(&spec(&ns, "u3", nothing, delay_of(10)), &[]);
+    units.stop(&flat, &mut first);
+    units.stop(&deep, &mut second);
+    units.stop(&format!("vvother-{me}.service"), &mut other);
+    assert!(one >= 10.0 && two >= 10.0 && three < 5.0, "{one} {two} {three}");
+    assert_eq!(renewed, [Ok(())]);
+    assert!(early < 5.0 && again >= 10.0 && late < 5.0, "{early} {again} {late}");
+    // What was admitted is told the same: paths, not numbers.
+    assert_eq!(planned_anew.rules, plan.rules);
+    assert_eq!(before, after);
+    assert!(matches!(nobody, Err(HostError::NotFound(_))), "{nobody:?}");
+}
+
 fn helper_with_stdin(test: &str, word: &str) -> std::process::Child {
     std::process::Command::new(std::env::current_exe().expect("the test binary"))
         .args(["--exact", test, "--ignored", "--nocapture"])

@@ -78,6 +78,59 @@ fn a_unit_is_told_by_the_cgroup_whatever_hierarchy_has_it() {
 }
 
 #[test]
+fn a_unit_is_one_instance_of_its_group_and_its_main_process_the_target() {
+    let fake = Fake::new();
+    for (pid, unit) in [(10, 1), (11, 2), (12, 1), (13, 2), (14, 2)] {
+        let dir = fake.add(pid, "x", "x");
+        fs::write(dir.join("cgroup"), format!("0::/system.slice/shop@{unit}.service\n"))
+            .expect("cgroup");
+    }
+    let processes = fake.processes();
+    let shop = group("shop", select(|s| s.unit = Some("shop@*.service".into())));
+    assert!(shop.counts_units());
+    let groups = [shop.clone()];
+    let targets = |change: fn(&mut ProcessSelector)| -> Vec<u32> {
+        let mut selector = select(|s| s.group = Some("shop".into()));
+        change(&mut selector);
+        let found = processes.find(&selector, &groups).expect("found");
+        found.iter().map(|candidate| candidate.id.pid).collect()
+    };
+    let instances = processes.instances(&shop).expect("instances");
+    let pids: Vec<Vec<u32>> =
+        instances.iter().map(|one| one.processes.iter().map(|id| id.pid).collect()).collect();
+    assert_eq!(pids, [vec![10, 12], vec![11, 13, 14]]);
+    assert_eq!(targets(|_| {}), [10, 11]);
+    // Whoever asks for more than the group means processes.
+    assert_eq!(targets(|s| s.name = Some("x".into())), [10, 11, 12, 13, 14]);
+    // What is left of a unit without its main process is no target, but still is the instance.
+    fs::remove_dir_all(fake.root().join("10")).expect("removed");
+    assert_eq!(targets(|_| {}), [11]);
+    let instances = processes.instances(&shop).expect("instances");
+    assert_eq!((instances[0].id.pid, instances[0].processes[0].pid), (10, 12));
+    assert_eq!(processes.doubtful_units(), ["shop@1.service"]);
+    processes.adopt_main("shop@1.service", 12).expect("adopted");
+    assert_eq!(targets(|_| {}), [11, 12]);
+}
+
+#[test]
+fn a_container_is_told_by_the_cgroup_whatever_hierarchy_has_it() {
+    let fake = Fake::new();
+    let id = "0123456789abcdef".repeat(4);
+    for (pid, content) in [
+        (10, format!("0::/system.slice/docker-{id}.scope\n")),
+        (11, format!("12:pids:/docker/{id}\n0::/\n")),
+        (12, "0::/system.slice/docker.service\n".to_owned()),
+    ] {
+        fs::write(fake.add(pid, "x", "x").join("cgroup"), content).expect("cgroup");
+    }
+    let processes = fake.processes();
+    assert_eq!(pids(&processes, |s| s.container = Some(id[..12].into())), [10, 11]);
+    assert_eq!(pids(&processes, |s| s.container = Some(id.clone())), [10, 11]);
+    let unknown = processes.find(&select(|s| s.container = Some("vvtest-nobody".into())), &[]);
+    assert!(matches!(&unknown, Err(HostError::NotFound(why)) if why.contains("id")), "{unknown:?}");
+}
+
+#[test]
 fn kernel_threads_and_the_dead_never_match() {
     let fake = Fake::new();
     fake.add_raw(2, "kthreadd", 'S', 0x0020_8040, 5, "");

@@ -171,9 +171,27 @@ pub fn interface(node: &Node, report: &Report) -> Read<String> {
     Ok(name.to_owned())
 }
 
-/// A network namespace: a name below /run/netns, or an absolute path.
+/// A container's name, or its id.
+pub fn container(node: &Node, report: &Report) -> Read<String> {
+    let name = string(node, report, "the name or id of a container")?;
+    if is_container(name) {
+        return Ok(name.to_owned());
+    }
+    let help = "write its name, \"POD/CONTAINER\" for one of Kubernetes, or 12 digits of its id";
+    Err(report.advise(node, format!("`{}` cannot be a container's name", clip(name)), help))
+}
+
+fn is_container(name: &str) -> bool {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"_.-/\\@:".contains(&byte);
+    name.len() <= 512 && name.bytes().all(plain) && name.starts_with(|c: char| c.is_ascii_alphanumeric())
+}
+
+/// A network namespace: a name below /run/netns, an absolute path, or a container's.
 pub fn netns(node: &Node, report: &Report) -> Read<String> {
     let name = string(node, report, "the name or path of a network namespace")?;
+    if name.strip_prefix("container:").is_some_and(is_container) {
+        return Ok(name.to_owned());
+    }
     let named = !name.contains('/') && !matches!(name, "." | "..") && name.len() <= 255;
     if named || name.starts_with('/') {
         return Ok(name.to_owned());

@@ -63,26 +63,12 @@ pub fn in_experiment(key: &str) -> Option<Known> {
     })
 }
 
-/// Keys of process selectors.
-pub fn in_processes(key: &str) -> Option<Known> {
-    match key {
-        "container" => later("the selector `container`", "select by `cgroup`, `exe` or `cmdline`"),
-        _ => None,
-    }
-}
-
 /// Keys of traffic selectors.
 pub fn in_traffic(key: &str) -> Option<Known> {
-    match key {
-        "unit" => later(
-            "the selector `unit`",
-            "select by cgroup: `cgroup = \"/system.slice/NAME.service\"` is a unit's",
-        ),
-        "container" => {
-            later("the selector `container`", "name its namespace: `netns = \"/proc/PID/ns/net\"`")
-        }
-        _ => None,
-    }
+    (key == "container").then(|| Known {
+        message: "a container's traffic is chosen by its network namespace".to_owned(),
+        help: "write `netns = \"container:NAME\"`".to_owned(),
+    })
 }
 
 /// Keys of readiness sources.

@@ -14,11 +14,22 @@ use crate::{
     units::{LONGEST, clip},
 };
 
-const PROCESS_KEYS: &[&str] =
-    &["group", "unit", "name", "exe", "cmdline", "user", "listen", "cgroup", "pidfile", "older_than"];
+const PROCESS_KEYS: &[&str] = &[
+    "group",
+    "unit",
+    "container",
+    "name",
+    "exe",
+    "cmdline",
+    "user",
+    "listen",
+    "cgroup",
+    "pidfile",
+    "older_than",
+];
 
 const TRAFFIC_KEYS: &[&str] =
-    &["to", "from", "port", "listen", "protocol", "cgroup", "user", "interface", "netns"];
+    &["to", "from", "port", "listen", "protocol", "unit", "cgroup", "user", "interface", "netns"];
 
 /// Peers in one list.
 const MOST_PEERS: usize = 256;
@@ -31,7 +42,7 @@ pub fn target(node: &Node, report: &Report) -> Read<ProcessTarget> {
     const ORDERS: &[(&str, Order)] =
         &[("random", Order::Random), ("oldest", Order::Oldest), ("newest", Order::Newest)];
     let keys: &[&[&str]] = &[PROCESS_KEYS, &["pick", "order"]];
-    let shape = Shape { what: "a selector of processes", keys, known: later::in_processes };
+    let shape = Shape { what: "a selector of processes", keys, known: later::nothing };
     let table = Table::open(node, report, &shape)?;
     let select = processes(&table);
     let pick = table.or("pick", Pick::Count(1), pick);
@@ -55,7 +66,7 @@ pub fn unit_target(node: &Node, report: &Report) -> Read<ProcessTarget> {
 /// The members of a group.
 pub fn members(node: &Node, report: &Report) -> Read<ProcessSelector> {
     let what = "a selector of processes";
-    let shape = Shape { what, keys: &[PROCESS_KEYS], known: later::in_processes };
+    let shape = Shape { what, keys: &[PROCESS_KEYS], known: later::nothing };
     let table = Table::open(node, report, &shape)?;
     if let Some(group) = table.node("group") {
         report.error(group, "a group's members are processes, not another group");
@@ -66,6 +77,7 @@ pub fn members(node: &Node, report: &Report) -> Read<ProcessSelector> {
 fn processes(table: &Table<'_>) -> Read<ProcessSelector> {
     let group = table.find("group", values::group_name);
     let unit = table.find("unit", unit);
+    let container = table.find("container", address::container);
     let name = table.find("name", comm);
     let exe = table.find("exe", values::absolute);
     let cmdline = table.find("cmdline", pattern);
@@ -78,12 +90,13 @@ fn processes(table: &Table<'_>) -> Read<ProcessSelector> {
     let selects = table.node.entries().iter().any(|entry| !narrows(&entry.key));
     if !selects {
         let message = "this selects no processes: an empty selector never means everything";
-        let help = "add one of `group`, `unit`, `name`, `exe`, `cmdline`, `user`, `listen`, `cgroup` or `pidfile`";
+        let help = "add one of `group`, `unit`, `container`, `name`, `exe`, `cmdline`, `user`, `listen`, `cgroup` or `pidfile`";
         return Err(table.report.advise(table.node, message, help));
     }
     Ok(ProcessSelector {
         group: group?,
         unit: unit?,
+        container: container?,
         name: name?,
         exe: exe?,
         cmdline: cmdline?,
@@ -209,6 +222,7 @@ pub fn traffic(node: &Node, report: &Report) -> Read<Traffic> {
     let port = table.find("port", values::port);
     let listen = table.find("listen", values::port);
     let protocol = table.find("protocol", values::word("a protocol", PROTOCOLS));
+    let unit = table.find("unit", unit);
     let cgroup = table.find("cgroup", cgroup);
     let user = table.find("user", user);
     let interface = table.find("interface", address::interface);
@@ -220,6 +234,7 @@ pub fn traffic(node: &Node, report: &Report) -> Read<Traffic> {
         port: port?,
         listen: listen?,
         protocol: protocol?,
+        unit: unit?,
         cgroup: cgroup?,
         user: user?,
         interface: interface?,
@@ -230,8 +245,7 @@ pub fn traffic(node: &Node, report: &Report) -> Read<Traffic> {
 fn check_traffic(table: &Table<'_>, protocol: Option<Protocol>) -> Read<()> {
     if table.node.entries().iter().all(|entry| entry.key == "netns") {
         let message = "this selects no traffic: an empty selector never means everything";
-        let help =
-            "add one of `to`, `from`, `port`, `listen`, `protocol`, `cgroup`, `user` or `interface`";
+        let help = "add one of `to`, `from`, `port`, `listen`, `protocol`, `unit`, `cgroup`, `user` or `interface`";
         return Err(table.report.advise(table.node, message, help));
     }
     let first = |keys: [&'static str; 2]| keys.into_iter().find(|key| table.has(key));

@@ -148,11 +148,23 @@ fn target(target: &ProcessTarget) -> Value {
 }
 
 fn processes(select: &ProcessSelector) -> Map<String, Value> {
-    let ProcessSelector { group, unit, name, exe, cmdline, user, listen, cgroup, pidfile, older_than } =
-        select;
+    let ProcessSelector {
+        group,
+        unit,
+        container,
+        name,
+        exe,
+        cmdline,
+        user,
+        listen,
+        cgroup,
+        pidfile,
+        older_than,
+    } = select;
     let mut keys = Map::new();
     put_some(&mut keys, "group", group.as_ref());
     put_some(&mut keys, "unit", unit.as_ref());
+    put_some(&mut keys, "container", container.as_ref());
     put_some(&mut keys, "name", name.as_ref());
     put_some(&mut keys, "exe", exe.as_ref());
     put_some(&mut keys, "cmdline", cmdline.as_ref());
@@ -165,7 +177,7 @@ fn processes(select: &ProcessSelector) -> Map<String, Value> {
 }
 
 fn traffic(traffic: &Traffic) -> Value {
-    let Traffic { to, from, port, listen, protocol, cgroup, user, interface, netns } = traffic;
+    let Traffic { to, from, port, listen, protocol, unit, cgroup, user, interface, netns } = traffic;
     let mut keys = Map::new();
     for (key, peers) in [("to", to), ("from", from)] {
         if !peers.is_empty() {
@@ -175,6 +187,7 @@ fn traffic(traffic: &Traffic) -> Value {
     put_some(&mut keys, "port", *port);
     put_some(&mut keys, "listen", *listen);
     put_some(&mut keys, "protocol", *protocol);
+    put_some(&mut keys, "unit", unit.as_ref());
     put_some(&mut keys, "cgroup", cgroup.as_ref());
     put_some(&mut keys, "user", user.as_ref());
     put_some(&mut keys, "interface", interface.as_ref());

@@ -16,7 +16,9 @@ use crate::policy::time::Moment;
 /// An instance of a group.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Instance {
-    /// The process that stands for it: its only one, or the main process of its unit.
+    /// The process that stands for it: its only one, or the main process of its unit. Of a unit
+    /// that has lost that one and is not gone, the lost one: who hits the rest hits the instance,
+    /// though nobody counts it.
     pub id: ProcessId,
     /// All of its processes that are meant, in order of (start, pid).
     pub processes: Vec<ProcessId>,
@@ -36,6 +38,9 @@ pub type InUnit = (String, ProcessId);
 /// What was left of a unit when its main process ended counts as an instance again after so long,
 /// if nobody said more of it: the time that systemd gives a unit to stop is 90 s by default.
 const PATIENCE: Duration = Duration::from_secs(100);
+
+/// A unit that was not seen for so long is gone, or nobody asks for it any more.
+const RECENT: Duration = Duration::from_secs(5);
 
 /// Units that were not seen for so long are forgotten.
 const MEMORY: Duration = Duration::from_hours(1);
@@ -58,7 +63,7 @@ struct Main {
 
 impl Mains {
     /// Takes in all processes of some units, sorted by (start, pid), as they were at `now`. Answers
-    /// with the units that are instances.
+    /// with their units, those included that have lost their main process.
     pub fn sort_out(&mut self, found: &[InUnit], now: Moment) -> Vec<Instance> {
         let mut units: BTreeMap<&str, Vec<ProcessId>> = BTreeMap::new();
         for (unit, id) in found {
@@ -66,8 +71,7 @@ impl Mains {
         }
         self.by_unit.retain(|_, main| now < main.seen.plus(MEMORY));
         let instances = units.into_iter().filter_map(|(unit, processes)| {
-            let id = self.main_of(unit, &processes, now)?;
-            Some(Instance { id, processes })
+            Some(Instance { id: self.main_of(unit, &processes, now)?, processes })
         });
         let mut instances: Vec<Instance> = instances.collect();
         instances.sort_by_key(|instance| (instance.id.start, instance.id.pid));
@@ -88,10 +92,9 @@ impl Mains {
             // has ended as it should. Only systemd knows.
             main.seen = now;
             let since = *main.lost.get_or_insert(now);
-            if now < since.plus(PATIENCE) {
-                return None;
+            if now >= since.plus(PATIENCE) {
+                *main = fresh(oldest);
             }
-            *main = fresh(oldest);
         } else {
             // All of that time are gone: it was started anew.
             *main = fresh(oldest);
@@ -106,10 +109,12 @@ impl Mains {
         self.by_unit.insert(unit.to_owned(), Main { id, known, seen: now, lost: None });
     }
 
-    /// Units of which only the service manager can say whether they still are what they were.
+    /// Units of which only the service manager can say whether they still are what they were, among
+    /// those that somebody looks at.
     #[must_use]
-    pub fn doubts(&self) -> Vec<String> {
-        let doubts = self.by_unit.iter().filter(|(_, main)| main.lost.is_some());
+    pub fn doubts(&self, now: Moment) -> Vec<String> {
+        let open = |main: &Main| main.lost.is_some() && now < main.seen.plus(RECENT);
+        let doubts = self.by_unit.iter().filter(|(_, main)| open(main));
         doubts.map(|(unit, _)| unit.clone()).collect()
     }
 }
@@ -161,15 +166,16 @@ mod tests {
     }
 
     #[test]
-    fn what_survives_its_main_process_is_no_instance() {
+    fn what_survives_its_main_process_stands_for_nothing() {
         let mut mains = Mains::default();
         look(&mut mains, &[10, 11], 0);
-        assert_eq!(look(&mut mains, &[11], 1), []);
+        assert_eq!(look(&mut mains, &[11], 1), instance(10, &[11]));
         // Nor with one that it forked meanwhile.
-        assert_eq!(look(&mut mains, &[11, 30], 2), []);
-        assert_eq!(mains.doubts(), ["a.service"]);
+        assert_eq!(look(&mut mains, &[11, 30], 2), instance(10, &[11, 30]));
+        assert_eq!(mains.doubts(at(2)), ["a.service"]);
+        assert_eq!(mains.doubts(at(8)), [""; 0]);
         assert_eq!(look(&mut mains, &[40], 3), instance(40, &[40]));
-        assert_eq!(mains.doubts(), [""; 0]);
+        assert_eq!(mains.doubts(at(3)), [""; 0]);
     }
 
     #[test]
@@ -180,8 +186,8 @@ mod tests {
         mains.adopt("a.service", id(11), at(1));
         assert_eq!(look(&mut mains, &[11], 2), instance(11, &[11]));
         look(&mut mains, &[11, 12], 3);
-        assert_eq!(look(&mut mains, &[12], 4), []);
-        assert_eq!(look(&mut mains, &[12], 103), []);
+        assert_eq!(look(&mut mains, &[12], 4), instance(11, &[12]));
+        assert_eq!(look(&mut mains, &[12], 103), instance(11, &[12]));
         assert_eq!(look(&mut mains, &[12], 104), instance(12, &[12]));
     }
 }

@@ -18,6 +18,7 @@ use crate::{
     fault::undo::{Restore, Undo},
 };
 
+pub mod container;
 pub mod instances;
 pub mod linux;
 pub mod sim;
@@ -49,6 +50,9 @@ pub struct Candidate {
     /// The unit of the system's manager that it belongs to, by its cgroup.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unit: Option<String>,
+    /// The container that it is in: an id, or a name where it has none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub container: Option<String>,
     /// TCP ports that it listens on. Filled for members of groups, and where a selector asks.
     pub listens: Vec<u16>,
     pub kernel_thread: bool,

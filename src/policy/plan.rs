@@ -12,7 +12,7 @@ use sha2::{Digest, Sha256};
 use crate::{
     experiment::{FaultSpec, Kill, Order, Pause, Pick, ProcessTarget, Step, UnitAction, UnitFault},
     fault::{Target, connections},
-    host::{Candidate, Instance, Memberships, NetPlan, ProcessId, UnitCandidate},
+    host::{Candidate, Instance, Memberships, NetPlan, ProcessId, UnitCandidate, container},
     policy::{limiter::Touch, protected, reason::Reason},
 };
 
@@ -195,7 +195,9 @@ pub fn describe(target: &Target) -> Vec<String> {
         Target::Processes { processes } => processes
             .iter()
             .map(|process| {
-                let unit = process.unit.as_ref().map(|unit| format!(" of {unit}")).unwrap_or_default();
+                let container = process.container.as_deref().map(container::short);
+                let of = container.map(|short| format!("container {short}")).or(process.unit.clone());
+                let unit = of.map(|of| format!(" of {of}")).unwrap_or_default();
                 format!("pid {} {}{unit} ({})", process.id.pid, process.name, process.cmdline)
             })
             .collect(),

@@ -138,6 +138,7 @@ mod tests {
             uid: 0,
             cgroup: holds.cgroup.clone(),
             unit: Some(holds.name.clone()),
+            container: None,
             listens: Vec::new(),
             kernel_thread: false,
         });

@@ -71,7 +71,8 @@ fn experiments() -> Vec<(&'static str, String)> {
         ("udp connections", cap("traffic = { listen = 53, protocol = \"udp\" }\nmax = 4")),
         ("later fault", step("fault = \"loss\"\npercent = \"1%\"\nduration = \"60s\"")),
         ("misspelt fault", step("fault = \"latensy\"\nduration = \"60s\"")),
-        ("later selectors", latency("delay = \"1s\"\ntraffic = { unit = \"a.service\" }")),
+        ("traffic of a container", latency("delay = \"1s\"\ntraffic = { container = \"web\" }")),
+        ("no container's name", kill("target = { container = \"my web\" }")),
         (
             "schedule",
             format!("{}\n[[schedule]]\ncron = \"0 10 * * *\"\n", kill("target = { name = \"w\" }")),
@@ -117,6 +118,7 @@ fn policies() -> Vec<(&'static str, String)> {
         ("floor missing", group(members)),
         ("twice the same name", format!("{0}{0}", group(&format!("floor = 1\n{members}")))),
         ("later source", group(&format!("floor = 1\n{members}ready = {{ haproxy = \"be\" }}"))),
+        ("systemd of processes", group(&format!("floor = 1\n{members}ready = \"systemd\""))),
         ("every unit", group("floor = 1\nmembers = { unit = \"*\" }")),
         ("slice members", group("floor = 1\nmembers = { unit = \"system-checkout.slice\" }")),
         ("no unit's name", group("floor = 1\nmembers = { unit = \"web/1\" }")),

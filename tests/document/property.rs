@@ -61,6 +61,7 @@ fn selector() -> impl Strategy<Value = ProcessSelector> {
     names.prop_map(|(group, exe, cmdline, user, cgroup, pidfile, (port, older_than))| ProcessSelector {
         name: cmdline.is_some().then(|| "worker".to_owned()),
         unit: exe.is_some().then(|| "checkout@[1-4].service".to_owned()),
+        container: user.is_some().then(|| "web-1".to_owned()),
         listen: (port % 2 == 0 || group.is_none()).then_some(port),
         group,
         exe,
@@ -131,6 +132,7 @@ fn traffic() -> impl Strategy<Value = Traffic> {
             port: calls.then_some(port),
             listen: (!calls).then_some(port),
             protocol: tcp.then_some(Protocol::Tcp),
+            unit: cgroup.is_none().then(|| "checkout@*.service".to_owned()),
             user: cgroup.is_some().then(|| "33".to_owned()),
             cgroup,
             interface: there.then(|| "eth0".to_owned()),

@@ -15,7 +15,7 @@ use crate::{
     fault::undo::{Restore, Undo},
     host::{
         Ability, Candidate, Delivery, Freezer, Headroom, Host, HostError, Instance, NetCounters,
-        NetPlan, NetSpec, ProcessId, ProcessState, Unit, UnitDetail, UnitVerb,
+        NetPlan, NetSpec, ProcessId, ProcessState, Unit, UnitDetail, UnitVerb, container,
     },
 };
 
@@ -38,6 +38,9 @@ use cgroup::Cgroups;
 use net::Net;
 use process::Processes;
 use systemd::Systemd;
+
+/// Before the name of a container whose network namespace is meant.
+const IN_CONTAINER: &str = "container:";
 
 /// This machine.
 #[derive(Debug)]
@@ -72,32 +75,65 @@ impl LinuxHost {
         &self.processes
     }
 
-    /// Local processes that own the selected sockets, as far as they can be told: those that listen
-    /// on the port that is selected, here or (for a peer that may be this host) over there.
+    /// Names a container's network namespace by the process that began it: while that lives the
+    /// container does.
+    fn in_container(&self, traffic: Traffic) -> Result<Traffic, HostError> {
+        let name = traffic.netns.as_ref().and_then(|netns| netns.strip_prefix(IN_CONTAINER));
+        let Some(name) = name else { return Ok(traffic) };
+        let container = Some(name.to_owned());
+        let inside =
+            self.processes.find(&ProcessSelector { container, ..ProcessSelector::default() }, &[])?;
+        let first = inside.first().ok_or_else(|| HostError::NotFound(container::unknown(name)))?;
+        let netns = Some(format!("/proc/{}/ns/net", first.id.pid));
+        Ok(Traffic { netns, ..traffic })
+    }
+
+    /// Refuses traffic of units that hold somebody who must never be hit. By port nobody else's
+    /// traffic can be told from theirs, and their own ports are exempt; by unit all of theirs is meant.
+    fn spare_own_units(&self, traffic: &Traffic) -> Result<(), HostError> {
+        let Some(unit) = traffic.unit.clone() else { return Ok(()) };
+        let selector = ProcessSelector { unit: Some(unit), ..ProcessSelector::default() };
+        let protected = self.processes.protected()?;
+        let inside = self.processes.find(&selector, &[])?;
+        match inside.iter().find_map(|one| Some((one, protected.get(&one.id)?))) {
+            None => Ok(()),
+            Some((one, why)) => Err(HostError::Unavailable(format!(
+                "unit {} is never disturbed: its process {} is {why}; narrow the pattern",
+                one.unit.as_deref().unwrap_or_default(),
+                one.id.pid
+            ))),
+        }
+    }
+
+    /// Local processes that own the selected sockets, as far as they can be told: those whose traffic
+    /// is meant, or that listen on the port that is selected, here or (for a peer that may be this
+    /// host) over there.
     fn owners(&self, traffic: &Traffic) -> Result<Vec<Candidate>, HostError> {
-        if traffic.netns.is_some() {
+        let container = traffic.netns.as_ref().and_then(|netns| netns.strip_prefix(IN_CONTAINER));
+        if traffic.netns.is_some() && container.is_none() {
             // Ports of another namespace are not this one's.
             return Ok(Vec::new());
         }
+        let whose = ProcessSelector {
+            container: container.map(str::to_owned),
+            unit: traffic.unit.clone(),
+            cgroup: traffic.cgroup.clone(),
+            user: traffic.user.clone(),
+            listen: traffic.listen,
+            ..ProcessSelector::default()
+        };
         let mut owners: BTreeMap<ProcessId, Candidate> = BTreeMap::new();
-        for port in [traffic.listen, traffic.port].into_iter().flatten() {
-            for owner in self.processes.listening_on(port)? {
-                owners.insert(owner.id, owner);
+        let all = ProcessSelector { listen: None, ..whose.clone() };
+        for selector in [whose, all] {
+            // Of other protocols than TCP nobody can tell who listens: then all of theirs are meant.
+            if owners.is_empty() && selector != ProcessSelector::default() {
+                let found = self.processes.find(&selector, &[])?;
+                owners.extend(found.into_iter().map(|one| (one.id, one)));
             }
         }
-        if traffic.cgroup.is_some() || traffic.user.is_some() {
-            let selector = ProcessSelector {
-                cgroup: traffic.cgroup.clone(),
-                user: traffic.user.clone(),
-                ..ProcessSelector::default()
-            };
-            let whose: BTreeMap<_, _> =
-                self.processes.find(&selector, &[])?.into_iter().map(|one| (one.id, one)).collect();
-            if owners.is_empty() {
-                owners = whose;
-            } else {
-                owners.retain(|id, _| whose.contains_key(id));
-            }
+        // In a container the other end is not on this host's ports.
+        if let Some(port) = traffic.port.filter(|_| container.is_none()) {
+            owners.extend(self.processes.listening_on(port)?.into_iter().map(|one| (one.id, one)));
         }
         Ok(owners.into_values().collect())
     }
@@ -149,11 +185,14 @@ impl Host for LinuxHost {
         let mut exempt: BTreeSet<u16> = spec.exempt_ports.iter().copied().collect();
         exempt.extend(self.processes.ssh_ports()?);
         let spec = NetSpec { exempt_ports: exempt.into_iter().collect(), ..spec.clone() };
-        let mut plan = self.net.plan(&spec, open)?;
-        plan.local = match spec.local {
-            Some(local) => local,
+        self.spare_own_units(&spec.traffic)?;
+        let local = match &spec.local {
+            Some(local) => local.clone(),
             None => self.owners(&spec.traffic)?,
         };
+        let spec = NetSpec { traffic: self.in_container(spec.traffic)?, ..spec };
+        let mut plan = self.net.plan(&spec, open)?;
+        plan.local = local;
         Ok(plan)
     }
 

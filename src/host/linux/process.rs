@@ -27,7 +27,7 @@ use crate::{
     config::GroupPolicy,
     experiment::{ProcessSelector, Signal},
     host::{
-        Candidate, Delivery, HostError, Instance, ProcessId, ProcessState,
+        Candidate, Delivery, HostError, Instance, ProcessId, ProcessState, container,
         instances::{Mains, in_units},
     },
 };
@@ -93,7 +93,10 @@ impl Processes {
             let mains: BTreeSet<_> = self.instances(group)?.into_iter().map(|one| one.id).collect();
             found.retain(|candidate| mains.contains(&candidate.id));
         }
-        Ok(found)
+        match &selector.container {
+            Some(word) if found.is_empty() => Err(HostError::NotFound(container::unknown(word))),
+            _ => Ok(found),
+        }
     }
 
     /// The instances of a group.
@@ -121,7 +124,7 @@ impl Processes {
     /// Units of which it is not known whether they still are instances.
     #[must_use]
     pub fn doubtful_units(&self) -> Vec<String> {
-        self.mains().doubts()
+        self.mains().doubts(clock::boottime())
     }
 
     /// The service manager says that this process is the main one of the unit.
@@ -425,11 +428,12 @@ pub(super) fn describe(
     let cmdline = cmdline.chars().take(CMDLINE_TOLD).collect();
     let cgroup = String::from_utf8_lossy(look.cgroup(place)?).into_owned();
     let unit = look.unit(place)?.map(str::to_owned);
+    let container = look.container(place)?.map(str::to_owned);
     let uid = look.uid(place)?;
     let mut listens: Vec<u16> = listens
         .map_or_else(Vec::new, |all| all.addresses.iter().map(std::net::SocketAddr::port).collect());
     listens.dedup();
-    Ok(Candidate { id, parent, name, cmdline, uid, cgroup, unit, listens, kernel_thread })
+    Ok(Candidate { id, parent, name, cmdline, uid, cgroup, unit, container, listens, kernel_thread })
 }
 
 /// The process ended between two looks at it.

@@ -5,6 +5,7 @@
 
 use std::{
     os::unix::fs::{MetadataExt as _, OpenOptionsExt as _},
+    path::Path,
     time::{Duration, SystemTime},
 };
 
@@ -22,6 +23,7 @@ use crate::{
     experiment::ProcessSelector,
     host::{
         HostError,
+        container::{self, Meant},
         unit::{Glob, of_cgroup},
     },
 };
@@ -60,6 +62,8 @@ struct Matcher {
     cmdline: Option<Regex>,
     cgroup: Option<Vec<u8>>,
     unit: Option<Glob>,
+    /// The word, and what it meant when it was last looked up.
+    container: Option<(String, Meant)>,
     exe: Option<Vec<u8>>,
     uid: Option<u32>,
     listen: Option<u16>,
@@ -203,6 +207,10 @@ impl Matcher {
             cmdline: selector.cmdline.as_deref().map(expression).transpose()?,
             cgroup: selector.cgroup.as_deref().map(cgroup_path),
             unit: selector.unit.as_deref().map(glob).transpose()?,
+            container: selector.container.clone().map(|word| {
+                let meant = Meant::look_up(Path::new("/"), &word);
+                (word, meant)
+            }),
             exe: selector.exe.as_ref().map(|path| path.clone().into_bytes()),
             uid: selector.user.as_deref().map(uid_of).transpose()?,
             listen: selector.listen,
@@ -213,6 +221,9 @@ impl Matcher {
 
     fn renew(&mut self, ticks: u64) -> Result<(), HostError> {
         self.pid = self.pidfile.as_deref().map(|path| read_pidfile(path, ticks)).transpose()?;
+        if let Some((word, meant)) = &mut self.container {
+            *meant = Meant::look_up(Path::new("/"), word);
+        }
         let then = |age| clock::boottime().minus(age).0 / (1_000_000_000 / ticks);
         self.started_by = self.older_than.map(then);
         Ok(())
@@ -227,6 +238,8 @@ impl Matcher {
             self.cgroup_matches(place, look)
         } else if self.unit.is_some() {
             self.unit_matches(place, look)
+        } else if self.container.is_some() {
+            self.container_matches(place, look)
         } else if self.exe.is_some() {
             self.exe_matches(place, look)
         } else {
@@ -239,6 +252,7 @@ impl Matcher {
             && self.cmdline_matches(place, look)?
             && self.cgroup_matches(place, look)?
             && self.unit_matches(place, look)?
+            && self.container_matches(place, look)?
             && self.exe_matches(place, look)?
             && self.uid_matches(place, look)?)
     }
@@ -266,6 +280,11 @@ impl Matcher {
     fn unit_matches(&self, place: Place<'_>, look: &mut Look) -> Result<bool, Errno> {
         let Some(wanted) = &self.unit else { return Ok(true) };
         Ok(look.unit(place)?.is_some_and(|unit| wanted.matches(unit)))
+    }
+
+    fn container_matches(&self, place: Place<'_>, look: &mut Look) -> Result<bool, Errno> {
+        let Some((_, wanted)) = &self.container else { return Ok(true) };
+        Ok(look.container(place)?.is_some_and(|container| wanted.is(container)))
     }
 
     fn exe_matches(&self, place: Place<'_>, look: &mut Look) -> Result<bool, Errno> {
@@ -338,6 +357,18 @@ impl Look {
         let unit = |hierarchy| of_cgroup(path_in(content, hierarchy)?);
         // On the legacy hierarchy, and where a process left the unified one, systemd's own has it.
         Ok(unit(UNIFIED).or_else(|| unit(b":name=systemd:")))
+    }
+
+    /// The container that the process is in, whichever hierarchy tells.
+    ///
+    /// # Errors
+    /// What reading gave.
+    pub fn container(&mut self, place: Place<'_>) -> Result<Option<&str>, Errno> {
+        let content = self.cgroups(place)?;
+        let own = path_in(content, UNIFIED).and_then(container::of_cgroup);
+        let path = |line| <[u8]>::splitn(line, 3, |byte| *byte == b':').nth(2);
+        let mut others = content.split(|byte| *byte == b'\n').filter_map(path);
+        Ok(own.or_else(|| others.find_map(container::of_cgroup)))
     }
 
     /// The cgroup of each hierarchy, a line each; empty on a kernel without cgroups.

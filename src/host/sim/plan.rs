@@ -5,7 +5,7 @@ use serde_json::json;
 
 use super::{
     network::{Network, Object},
-    process::{Processes, is_within},
+    process::{Processes, glob, is_in, is_within},
 };
 use crate::{
     experiment::{DelayEngine, Peer, Traffic},
@@ -159,18 +159,21 @@ fn is_everything(traffic: &Traffic) -> bool {
         && traffic.from.is_empty()
         && traffic.port.is_none()
         && traffic.listen.is_none()
+        && traffic.unit.is_none()
         && traffic.cgroup.is_none()
         && traffic.user.is_none()
 }
 
 fn local(traffic: &Traffic, processes: &Processes) -> Result<Vec<Candidate>, HostError> {
     let uid = traffic.user.as_deref().map(|user| processes.uid(user)).transpose()?;
-    let owned = traffic.listen.is_some() || traffic.cgroup.is_some() || uid.is_some();
+    let unit = traffic.unit.as_deref().map(glob).transpose()?;
+    let owned = unit.is_some() || traffic.listen.is_some() || traffic.cgroup.is_some() || uid.is_some();
     Ok(processes
         .all()
         .map(|process| &process.candidate)
         .filter(|_| owned)
         .filter(|each| traffic.listen.is_none_or(|port| each.listens.contains(&port)))
+        .filter(|each| unit.as_ref().is_none_or(|glob| is_in(each, glob)))
         .filter(|each| traffic.cgroup.as_ref().is_none_or(|path| is_within(&each.cgroup, path)))
         .filter(|each| uid.is_none_or(|uid| each.uid == uid))
         .cloned()

@@ -12,6 +12,7 @@ use crate::{
     experiment::{ProcessSelector, Signal},
     host::{
         Candidate, Delivery, HostError, Instance, ProcessId, ProcessState,
+        container::{self, Meant},
         instances::{Mains, in_units},
         unit::{Glob, of_cgroup},
     },
@@ -116,6 +117,7 @@ impl Processes {
             name: like.name.clone(),
             cmdline: like.cmdline.clone(),
             uid: like.uid,
+            container: container::of_cgroup(like.cgroup.as_bytes()).map(str::to_owned),
             unit: of_cgroup(like.cgroup.as_bytes()).map(str::to_owned),
             cgroup: if like.cgroup.is_empty() { "/".to_owned() } else { like.cgroup.clone() },
             listens: like.listens.clone(),
@@ -326,6 +328,10 @@ fn matches(
     selector.name.as_ref().is_none_or(|name| candidate.name == *name)
         && selector.exe.as_ref().is_none_or(|exe| *exe == format!("/usr/bin/{}", candidate.name))
         && selector.listen.is_none_or(|port| candidate.listens.contains(&port))
+        && selector.container.as_ref().is_none_or(|word| {
+            let meant = Meant::look_up(std::path::Path::new("/nowhere"), word);
+            candidate.container.as_ref().is_some_and(|container| meant.is(container))
+        })
         && selector.cgroup.as_ref().is_none_or(|cgroup| is_within(&candidate.cgroup, cgroup))
         && selector.older_than.is_none_or(age)
 }

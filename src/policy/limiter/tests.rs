@@ -26,6 +26,7 @@ fn member(pid: u32, ready: bool) -> Member {
         uid: 0,
         cgroup: "/".to_owned(),
         listens: Vec::new(),
+        container: None,
         unit: None,
         kernel_thread: false,
     };
@@ -321,4 +322,56 @@ proptest! {
             }
         }
     }
+}
+
+/// A group of units as its reading has it: main processes only.
+fn unit_touch(main: u32, hit: &[u32]) -> Touch {
+    let id = |pid| ProcessId { pid, start: 7 };
+    let hit = vec![Instance { id: id(main), processes: hit.iter().map(|pid| id(*pid)).collect() }];
+    Touch { group: "drill".into(), hit, charged: true, extra: 0 }
+}
+
+fn unit_charge(touch: &Touch, made_at: Moment) -> Charge {
+    Charge {
+        run: Uuid::nil(),
+        step: 0,
+        instances: touch.hit.iter().map(|one| (one.id, one.processes.clone())).collect(),
+        anonymous: 0,
+        made_at,
+        in_force: true,
+        lethal: true,
+        going: [].into(),
+    }
+}
+
+#[test]
+fn processes_of_one_unit_are_one_instance() {
+    assert_eq!(unit_touch(100, &[100, 200, 201]).charge(), 1);
+    let charge = unit_charge(&unit_touch(100, &[200, 201]), at(1));
+    assert_eq!(charge.count(), 1);
+}
+
+#[test]
+fn a_unit_is_charged_while_any_process_that_was_told_to_end_has_not() {
+    let mut group = four_of_floor_three();
+    group.charge(unit_charge(&unit_touch(100, &[200]), at(20)));
+    let worker = ProcessId { pid: 200, start: 7 };
+    group.settle_charge(Uuid::nil(), 0, &[worker].into());
+    let later = at(60_000);
+    group.observe(Ok(reading(4, 4, later)), later);
+    assert_eq!(group.effective(), Some((3, 1)));
+    group.ended(worker);
+    assert_eq!(group.effective(), Some((4, 0)));
+}
+
+#[test]
+fn a_main_process_that_follows_its_killed_worker_is_a_loss_of_its_own() {
+    let mut group = four_of_floor_three();
+    group.charge(unit_charge(&unit_touch(100, &[200]), at(20)));
+    group.lost(ProcessId { pid: 100, start: 7 }, at(21));
+    assert_eq!(group.ledger.used(group.policy.removal, at(21)), 2);
+    let mut group = four_of_floor_three();
+    group.charge(unit_charge(&unit_touch(100, &[100, 200]), at(20)));
+    group.lost(ProcessId { pid: 100, start: 7 }, at(21));
+    assert_eq!(group.ledger.used(group.policy.removal, at(21)), 1);
 }

@@ -16,7 +16,7 @@ use super::{
     netlink::{Answer, Attrs, Family, Message, NetlinkError, Socket, attribute, u32_at},
     nft::Hook,
     plan::kernel,
-    rules::{Selection, range},
+    rules::{Cgroup, Selection, range},
     select,
 };
 use crate::{experiment::Cidr, host::HostError};
@@ -57,9 +57,10 @@ pub fn close(selection: &Selection) -> Result<u64, HostError> {
     let listening: BTreeSet<u16> =
         dump(&mut socket, LISTENING).map_err(kernel(doing))?.iter().map(|open| open.local.1).collect();
     let cgroups = selection.cgroup.as_ref().map(|cgroup| below(&cgroup.path)).transpose()?;
+    let units = selection.units.as_ref().map(|units| below_all(units)).transpose()?;
     let mut closed = 0;
     for open in dump(&mut socket, OPEN).map_err(kernel(doing))? {
-        if !selects(selection, &open, &listening, cgroups.as_ref()) {
+        if !selects(selection, &open, &listening, [cgroups.as_ref(), units.as_ref()]) {
             continue;
         }
         match destroy(&mut socket, &open) {
@@ -157,7 +158,7 @@ fn selects(
     selection: &Selection,
     open: &Open,
     listening: &BTreeSet<u16>,
-    cgroups: Option<&BTreeSet<u64>>,
+    cgroups: [Option<&BTreeSet<u64>>; 2],
 ) -> bool {
     let ((own, local), (peer, remote)) = (open.local, open.remote);
     let accepted = listening.contains(&local);
@@ -171,7 +172,7 @@ fn selects(
         && selection.remote_port.is_none_or(|port| port == remote)
         && selection.peers.iter().all(inside)
         && selection.uid.is_none_or(|uid| uid == open.uid)
-        && cgroups.is_none_or(|ids| open.cgroup.is_some_and(|id| ids.contains(&id)))
+        && cgroups.into_iter().flatten().all(|ids| open.cgroup.is_some_and(|id| ids.contains(&id)))
 }
 
 fn contains(block: &Cidr, address: IpAddr) -> bool {
@@ -179,6 +180,12 @@ fn contains(block: &Cidr, address: IpAddr) -> bool {
     let prefix = if address.is_ipv4() { 32 } else { 128 };
     address.is_ipv4() == block.address.is_ipv4()
         && (low..=high).contains(&range(&Cidr { address, prefix }).0)
+}
+
+/// The same for several.
+fn below_all(cgroups: &[Cgroup]) -> Result<BTreeSet<u64>, HostError> {
+    let each = cgroups.iter().map(|cgroup| below(&cgroup.path)).collect::<Result<Vec<_>, _>>()?;
+    Ok(each.into_iter().flatten().collect())
 }
 
 /// The identifiers of a cgroup and of all below it.

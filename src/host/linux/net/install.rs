@@ -14,7 +14,7 @@ use super::{
     netlink::{Family, Message, NFTABLES, NetlinkError, Socket},
     nft,
     plan::{Detail, Slowing, entering, kernel, shape, table},
-    rules,
+    rules, select,
     shape::Shape,
     tc,
 };
@@ -53,7 +53,9 @@ pub fn prepare(plan: &NetPlan) -> Result<Made, HostError> {
 /// When the kernel refused a part.
 pub fn arm(plan: &NetPlan, lease: Duration) -> Result<u64, HostError> {
     let detail = Detail::of(plan)?;
-    let program = rules::program(&detail.selection, &detail.deed);
+    // As many units as were admitted, each where it is now.
+    let selection = select::renewed(&detail.selection);
+    let program = rules::program(&selection, &detail.deed);
     let name = table(&plan.fault);
     let comment = format!("vervet fault {}", plan.fault.0);
     let messages = program.messages(&name, &comment, detail.selection.hook, lease);
@@ -61,7 +63,7 @@ pub fn arm(plan: &NetPlan, lease: Duration) -> Result<u64, HostError> {
         let mut socket = Socket::open(Family::Netfilter).map_err(kernel("open nf_tables"))?;
         socket.batch(NFTABLES, &messages).map_err(|errors| refused(&name, errors))?;
         match plan.action {
-            NetAction::Cap { existing: Existing::Close, .. } => diag::close(&detail.selection),
+            NetAction::Cap { existing: Existing::Close, .. } => diag::close(&selection),
             _ => Ok(0),
         }
     };
@@ -215,8 +217,31 @@ fn renew_here(
             false
         });
     }
-    outcomes.extend(left.into_iter().map(|at| (at, Ok(()))));
+    for at in left {
+        outcomes.push((at, follow_units(&mut socket, leases[at].0)));
+    }
     outcomes
+}
+
+/// A unit that was started anew has a new cgroup: it is added, so that the fault goes on. The old
+/// one is gone and its number is not used again.
+fn follow_units(socket: &mut Socket, plan: &NetPlan) -> Result<(), HostError> {
+    let planned = Detail::of(plan)?.selection;
+    if planned.units.is_none() {
+        return Ok(());
+    }
+    let selection = select::renewed(&planned);
+    let table = table(&plan.fault);
+    let add = |level| {
+        let elements = rules::unit_elements(&selection, level);
+        nft::ensure_elements(&table, &rules::unit_set(level), &elements)
+    };
+    let messages: Vec<Message> = selection.levels().into_iter().map(add).collect();
+    socket.batch(NFTABLES, &messages).map_err(|errors| {
+        let error = errors.into_iter().next().map(|(_, error)| error.to_string());
+        let doing = format!("follow the units of fault {}", plan.fault.0);
+        HostError::Kernel { doing, error: error.unwrap_or_default() }
+    })
 }
 
 /// Reads back whether everything of a fault is there, and what it counted.

@@ -123,6 +123,12 @@ impl Attrs {
     }
 
     #[must_use]
+    pub fn append(mut self, others: &Self) -> Self {
+        self.0.extend(&others.0);
+        self
+    }
+
+    #[must_use]
     pub fn nest(self, kind: u16, inner: &Self) -> Self {
         self.bytes(kind | NLA_F_NESTED, &inner.0)
     }

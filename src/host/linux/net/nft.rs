@@ -43,6 +43,8 @@ pub const KEY_NFPROTO: KeyType = KeyType(2, 1);
 pub const KEY_IPV4: KeyType = KeyType(7, 4);
 pub const KEY_IPV6: KeyType = KeyType(8, 16);
 pub const KEY_SERVICE: KeyType = KeyType(13, 2);
+/// `cgroupsv2`
+pub const KEY_CGROUP: KeyType = KeyType(46, 8);
 /// `iface_index`
 pub const KEY_DEVICE: KeyType = KeyType(20, 4);
 /// Address and port, each padded to four bytes: a concatenation of two types.
@@ -185,6 +187,12 @@ pub fn add_elements(table: &str, set: &str, elements: &[Element]) -> Message {
     message(NEWSETELEM, NLM_F_CREATE | NLM_F_EXCL, &element_attrs(table, set, elements))
 }
 
+/// Adds those that are not there; the others are no error.
+#[must_use]
+pub fn ensure_elements(table: &str, set: &str, elements: &[Element]) -> Message {
+    message(NEWSETELEM, NLM_F_CREATE, &element_attrs(table, set, elements))
+}
+
 #[must_use]
 pub fn delete_elements(table: &str, set: &str, elements: &[Element]) -> Message {
     message(DELSETELEM, 0, &element_attrs(table, set, elements))
@@ -281,6 +289,12 @@ pub struct Expressions(Attrs);
 impl Expressions {
     fn push(self, name: &str, data: &Attrs) -> Self {
         Self(self.0.nest(1, &Attrs::default().text(1, name).nest(2, data)))
+    }
+
+    /// These, and then the others.
+    #[must_use]
+    pub fn and(self, others: Self) -> Self {
+        Self(self.0.append(&others.0))
     }
 
     #[must_use]

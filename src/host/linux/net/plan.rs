@@ -114,7 +114,7 @@ pub fn entering(netns: Option<&str>) -> impl FnOnce(Absent) -> HostError {
 /// When the selector does not resolve, or the host lacks something.
 pub fn plan(probe: &Probe, spec: &NetSpec, open: &[Undo]) -> Result<NetPlan, HostError> {
     check_name(&spec.fault)?;
-    if spec.traffic.cgroup.is_some() {
+    if spec.traffic.cgroup.is_some() || spec.traffic.unit.is_some() {
         probe.cgroup.clone().map_err(HostError::Unavailable)?;
     }
     let netns = spec.traffic.netns.as_deref().map(namespace::resolve).transpose()?;

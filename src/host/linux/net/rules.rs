@@ -46,6 +46,9 @@ pub struct Selection {
     pub peers: Vec<Vec<Cidr>>,
     pub uid: Option<u32>,
     pub cgroup: Option<Cgroup>,
+    /// The cgroups of units: any of them.
+    #[serde(default)]
+    pub units: Option<Vec<Cgroup>>,
     pub interface: Option<String>,
     /// Local TCP ports that stay untouched.
     pub exempt: Vec<u16>,
@@ -141,6 +144,12 @@ impl Rule {
         }
         all.push_str(words.as_ref());
         Self { words: all, expressions: add(self.expressions) }
+    }
+
+    /// This, and then all of `other`.
+    fn and(self, other: &Self) -> Self {
+        let expressions = other.expressions.clone();
+        self.then(&other.words, |own| own.and(expressions))
     }
 
     fn meta_is(self, words: &str, key: Meta, value: &[u8]) -> Self {
@@ -276,20 +285,43 @@ impl Program {
         self.sets.push(Set { name: name.to_owned(), key, flags, size, elements });
     }
 
-    /// The base chain: what is cheap and specific, so that other traffic leaves soon.
+    /// The base chain: what is cheap and specific, so that other traffic leaves soon. Units are at
+    /// several depths; each depth has rules and a set of its own.
     fn select(&mut self, selection: &Selection) {
+        for level in selection.levels() {
+            let set = unit_set(level);
+            let words = format!("socket cgroupv2 level {level} {{ {} }}", selection.units_at(level));
+            let owner =
+                Rule::default().then(words, |e| e.socket_cgroup(level, REG).lookup(&set, REG, false));
+            self.select_of(selection, &owner);
+            self.set(&set, nft::KEY_CGROUP, 0, None, unit_elements(selection, level));
+        }
+        if selection.units.is_none() {
+            self.select_of(selection, &Rule::default());
+        }
+        for (at, peers) in selection.peers.iter().enumerate() {
+            for ip in [V4, V6] {
+                let blocks = of_family(peers, ip);
+                if selection.peers.iter().all(|peers| !of_family(peers, ip).is_empty()) {
+                    let name = format!("peers{at}_{}", ip.suffix);
+                    self.set(&name, ip.address, SET_CONSTANT | SET_INTERVAL, None, intervals(&blocks));
+                }
+            }
+        }
+    }
+
+    /// The rules of one owner, who is matched last: looking for a socket costs most.
+    fn select_of(&mut self, selection: &Selection, owner: &Rule) {
         if selection.peers.is_empty() {
             for protocol in protocols(selection, None) {
                 let rule = narrow(Rule::default(), selection, protocol);
-                self.rule(BASE, rule.goto(BODY));
+                self.rule(BASE, rule.and(owner).goto(BODY));
             }
             return;
         }
         for ip in [V4, V6] {
-            let blocks = |peers: &Vec<Cidr>| -> Vec<Cidr> {
-                peers.iter().copied().filter(|block| Ip::of(block.address) == ip).collect()
-            };
-            let peers: Vec<Vec<Cidr>> = selection.peers.iter().map(blocks).collect();
+            let peers: Vec<Vec<Cidr>> =
+                selection.peers.iter().map(|peers| of_family(peers, ip)).collect();
             if peers.iter().any(Vec::is_empty) {
                 continue;
             }
@@ -305,11 +337,7 @@ impl Program {
                         blocks,
                     );
                 }
-                self.rule(BASE, rule.goto(BODY));
-            }
-            for (at, blocks) in peers.iter().enumerate() {
-                let name = format!("peers{at}_{}", ip.suffix);
-                self.set(&name, ip.address, SET_CONSTANT | SET_INTERVAL, None, intervals(blocks));
+                self.rule(BASE, rule.and(owner).goto(BODY));
             }
         }
     }
@@ -431,6 +459,39 @@ impl Program {
 const BASE: &str = "base";
 const BODY: &str = "body";
 const JUDGE: &str = "judge";
+
+impl Selection {
+    /// The depths at which units are, each once.
+    #[must_use]
+    pub fn levels(&self) -> Vec<u32> {
+        let mut levels: Vec<u32> = self.units.iter().flatten().map(|unit| unit.level).collect();
+        levels.sort_unstable();
+        levels.dedup();
+        levels
+    }
+
+    fn units_at(&self, level: u32) -> String {
+        let units = self.units.iter().flatten().filter(|unit| unit.level == level);
+        list(&units.map(|unit| format!("\"{}\"", unit.path)).collect::<Vec<_>>())
+    }
+}
+
+/// The set of the units at one depth. Not constant: a unit that starts anew has another cgroup.
+#[must_use]
+pub fn unit_set(level: u32) -> String {
+    format!("units{level}")
+}
+
+/// The identifiers of the units at one depth.
+#[must_use]
+pub fn unit_elements(selection: &Selection, level: u32) -> Vec<Element> {
+    let units = selection.units.iter().flatten().filter(|unit| unit.level == level);
+    units.map(|unit| Element::of(&unit.id.to_ne_bytes())).collect()
+}
+
+fn of_family(peers: &[Cidr], ip: Ip) -> Vec<Cidr> {
+    peers.iter().copied().filter(|block| Ip::of(block.address) == ip).collect()
+}
 
 /// The elements that hold a lease: one for each address family.
 #[must_use]

@@ -16,7 +16,10 @@ use super::{
 };
 use crate::{
     experiment::{Cidr, Peer, Protocol, Traffic},
-    host::{HostError, NetAction, NetSpec},
+    host::{
+        HostError, NetAction, NetSpec,
+        unit::{self, Glob},
+    },
 };
 
 /// SSH's port stays reachable whatever matches.
@@ -54,6 +57,7 @@ pub fn selection(spec: &NetSpec) -> Result<Selection, HostError> {
         peers: peers(traffic)?,
         uid: traffic.user.as_deref().map(uid).transpose()?,
         cgroup: traffic.cgroup.as_deref().map(cgroup).transpose()?,
+        units: traffic.unit.as_deref().map(units).transpose()?,
         interface: traffic.interface.clone(),
         exempt,
     })
@@ -62,11 +66,12 @@ pub fn selection(spec: &NetSpec) -> Result<Selection, HostError> {
 /// The selection names no port, peer or owner.
 #[must_use]
 pub fn is_everything(traffic: &Traffic) -> bool {
-    let Traffic { to, from, port, listen, cgroup, user, .. } = traffic;
+    let Traffic { to, from, port, listen, unit, cgroup, user, .. } = traffic;
     to.is_empty()
         && from.is_empty()
         && port.is_none()
         && listen.is_none()
+        && unit.is_none()
         && cgroup.is_none()
         && user.is_none()
 }
@@ -206,6 +211,48 @@ fn cgroup(path: &str) -> Result<Cgroup, HostError> {
         .ok_or_else(|| HostError::NotFound(format!("there is no cgroup {}", directory.display())))?;
     let level = u32::try_from(components.len()).unwrap_or(u32::MAX);
     Ok(Cgroup { id: metadata.ino(), level, path: components.join("/") })
+}
+
+/// The cgroups of the units that a pattern means, in order of their paths.
+fn units(pattern: &str) -> Result<Vec<Cgroup>, HostError> {
+    let glob = Glob::new(pattern)
+        .map_err(|error| HostError::NotFound(format!("`{pattern}` cannot select units: {error}")))?;
+    let mut found = Vec::new();
+    find_units(&mount_point()?, "", &glob, &mut found);
+    if found.is_empty() {
+        let why = format!("no unit {pattern} runs: systemd has made no cgroup for one");
+        return Err(HostError::NotFound(why));
+    }
+    found.sort_by(|a, b| a.path.cmp(&b.path));
+    Ok(found)
+}
+
+/// Units are in the root or in slices; what is below a unit is its own.
+fn find_units(mount: &Path, above: &str, glob: &Glob, found: &mut Vec<Cgroup>) {
+    // Gone since it was listed.
+    let Ok(entries) = std::fs::read_dir(mount.join(above)) else { return };
+    for entry in entries.flatten().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())) {
+        let Ok(name) = entry.file_name().into_string() else { continue };
+        let path = if above.is_empty() { name.clone() } else { format!("{above}/{name}") };
+        if name.strip_suffix(".slice").is_some() {
+            find_units(mount, &path, glob, found);
+        } else if unit::of_cgroup(path.as_bytes()).is_some_and(|unit| glob.matches(unit)) {
+            found.extend(cgroup(&path));
+        }
+    }
+}
+
+/// The cgroups that the units of a selection have by now: those that started anew have others.
+#[must_use]
+pub fn renewed(selection: &Selection) -> Selection {
+    let mut selection = selection.clone();
+    for unit in selection.units.iter_mut().flatten() {
+        // One that is not there keeps the old one, which matches nothing.
+        if let Ok(now) = cgroup(&unit.path) {
+            *unit = now;
+        }
+    }
+    selection
 }
 
 /// Where the unified hierarchy is mounted: /sys/fs/cgroup, or below it on hybrid hosts.
