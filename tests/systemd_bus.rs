@@ -23,8 +23,8 @@ fn two_workers(test: &str) -> Option<(MockSystemd, Systemd)> {
     Some((mock, systemd))
 }
 
-fn soon() -> Option<Instant> {
-    Some(Instant::now() + Duration::from_secs(10))
+fn soon() -> Instant {
+    Instant::now() + Duration::from_secs(10)
 }
 
 #[test]
@@ -75,14 +75,14 @@ fn a_unit_says_what_its_stop_would_mean() {
 fn a_job_is_queued_or_waited_for() {
     let Some((mock, systemd)) = two_workers("a_job_is_queued_or_waited_for") else { return };
     let name = "checkout@1.service";
-    assert_eq!(systemd.job(name, UnitVerb::Stop, soon()), Ok(JobEnd::Done));
+    assert_eq!(systemd.job(name, UnitVerb::Stop, Some(soon())), Ok(JobEnd::Done));
     assert!(!systemd.unit(name).unwrap().unwrap().unit.is_up());
-    assert_eq!(systemd.job(name, UnitVerb::Start, soon()), Ok(JobEnd::Done));
+    assert_eq!(systemd.job(name, UnitVerb::Start, Some(soon())), Ok(JobEnd::Done));
     assert!(systemd.unit(name).unwrap().unwrap().unit.is_up());
     assert_eq!(systemd.job(name, UnitVerb::Restart, None), Ok(JobEnd::Pending));
     assert_eq!(mock.with(|state| state.jobs.len()), 3);
     mock.with(|state| state.units.get_mut(name).unwrap().broken = true);
-    let error = systemd.job(name, UnitVerb::Restart, soon()).unwrap_err();
+    let error = systemd.job(name, UnitVerb::Restart, Some(soon())).unwrap_err();
     assert!(error.to_string().contains("systemd says: failed"), "{error}");
 }
 

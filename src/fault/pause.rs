@@ -118,12 +118,12 @@ fn effect(what: &str, how: &str, paused: u32, going: u32, gone: u32) -> Effect {
         (_, true) => "es",
         (_, false) => "s",
     };
-    let mut summary = format!("{paused} {what}{several} {how}");
+    let mut parts = vec![format!("{paused} {what}{several} {how}")];
     if going > 0 {
-        summary.push_str(&format!(", {going} still going"));
+        parts.push(format!("{going} still going"));
     }
     if gone > 0 {
-        summary.push_str(&format!(", {gone} gone since the plan"));
+        parts.push(format!("{gone} gone since the plan"));
     }
-    Effect { proven: paused > 0 && going == 0, summary, counters: None }
+    Effect { proven: paused > 0 && going == 0, summary: parts.join(", "), counters: None }
 }

@@ -3,7 +3,7 @@
 //! Only queues jobs: systemd carries them out in its own time, and nothing here waits for it. What
 //! undoes a stop is a start, unless somebody else was faster.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use super::undo::Restore;
 use crate::{
@@ -41,9 +41,9 @@ pub fn find(
     for name in names {
         let inside = ProcessSelector { unit: Some(name.clone()), ..ProcessSelector::default() };
         let processes = host.find(&inside, groups)?;
-        let cgroups: BTreeMap<&str, ()> =
-            processes.iter().filter_map(|process| Some((cgroup_of(process, &name)?, ()))).collect();
-        let Some(cgroup) = cgroups.keys().next().map(|path| (*path).to_owned()) else { continue };
+        let cgroups: BTreeSet<&str> =
+            processes.iter().filter_map(|process| cgroup_of(process, &name)).collect();
+        let Some(cgroup) = cgroups.first().map(|path| (*path).to_owned()) else { continue };
         let alone = cgroups.len() == 1;
         let unit = UnitCandidate { name, instance: String::new(), cgroup, processes, against: None };
         units.extend(match how {

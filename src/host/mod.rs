@@ -199,6 +199,7 @@ impl Unit {
 }
 
 /// A unit with what a stop of it would mean.
+#[expect(clippy::struct_excessive_bools, reason = "four independent answers of the service manager")]
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct UnitDetail {
     pub unit: Unit,

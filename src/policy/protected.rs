@@ -43,7 +43,8 @@ pub fn check_units(
     for target in targets {
         let unit = || target.name.clone();
         let own = UNITS.iter().find(|(name, _)| target.name.starts_with(name));
-        let session = target.name.starts_with("session-") && target.name.ends_with(".scope");
+        let scope = target.name.strip_suffix(".scope");
+        let session = scope.is_some_and(|name| name.starts_with("session-"));
         let own = own.map(|(_, because)| *because).or(session.then_some("it is a user's session"));
         if let Some(because) = own {
             return Err(Reason::ProtectedUnit { unit: unit(), because: because.to_owned() });

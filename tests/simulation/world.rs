@@ -73,7 +73,6 @@ pub struct Tally {
     pub reasons: BTreeMap<String, u64>,
 }
 
-#[expect(clippy::large_enum_variant, reason = "a queue of a test, short and short-lived")]
 enum Thing {
     /// For the engine.
     Event(Event),
@@ -708,7 +707,7 @@ impl World {
     /// Units are touched as planned, and brought back as recorded; each counts as a removal.
     fn check_units(&mut self) {
         let jobs = self.host.unit_jobs();
-        for (unit, verb) in jobs[self.seen_jobs..].to_vec() {
+        for (unit, verb) in jobs[self.seen_jobs..].iter().cloned() {
             let named = self.ledger.any_intent(|intent| match verb {
                 UnitVerb::Start => starts(&intent.prepared, &unit),
                 _ => starts(&intent.prepared, &unit) && takes(&intent.prepared, &unit),
@@ -721,7 +720,7 @@ impl World {
         }
         self.seen_jobs = jobs.len();
         let freezes = self.host.freezes();
-        for cgroup in freezes[self.seen_freezes..].to_vec() {
+        for cgroup in freezes[self.seen_freezes..].iter().cloned() {
             let unit = cgroup.rsplit('/').next().unwrap_or_default();
             let named = self.ledger.any_intent(|intent| {
                 let thaw =

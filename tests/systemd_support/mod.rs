@@ -256,7 +256,8 @@ fn answer(state: &mut State, call: &Message, jobs: &mut u32, signal: &mut Option
                 ("ControlGroup", _) => Value::Str(String::new()),
                 ("InvocationID", unit) => {
                     let starts = unit.map_or(0, |(_, unit)| unit.starts);
-                    let bytes = (0..16).map(|at| if at == 15 { starts as u8 } else { 7 });
+                    let bytes = (0..16)
+                        .map(|at| if at == 15 { u8::try_from(starts).unwrap_or(u8::MAX) } else { 7 });
                     Value::Array("y".to_owned(), bytes.map(Value::Byte).collect())
                 }
                 _ => return Err(("DBus.Error.UnknownProperty", word(1))),

@@ -6,7 +6,7 @@
 
 use std::{
     fs::{self, File},
-    io::{ErrorKind, Read as _, Write as _},
+    io::{ErrorKind, Read as _, Seek as _, Write as _},
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     time::{Duration, Instant},
@@ -183,7 +183,6 @@ impl Place {
         let until = Instant::now() + THAW_WITHIN;
         loop {
             let mut text = String::new();
-            use std::io::Seek as _;
             if events.rewind().and_then(|()| events.read_to_string(&mut text)).is_err()
                 || !is_frozen(&text)
             {

@@ -102,7 +102,7 @@ fn unescape(text: &str) -> String {
 pub struct Bus {
     stream: UnixStream,
     /// There is a bus between here and the service.
-    bus: bool,
+    routed: bool,
     serial: u32,
     signals: VecDeque<Message>,
 }
@@ -126,7 +126,7 @@ impl Bus {
         let until = Instant::now() + within;
         let stream = connect_to(&address.socket, within)
             .map_err(|error| BusError::Broken(format!("{address}: {error}")))?;
-        let mut bus = Self { stream, bus: address.bus, serial: 0, signals: VecDeque::new() };
+        let mut bus = Self { stream, routed: address.bus, serial: 0, signals: VecDeque::new() };
         bus.authenticate(until, within)?;
         if address.bus {
             bus.call(
@@ -146,7 +146,7 @@ impl Bus {
     /// Whether there is a bus between here and the service.
     #[must_use]
     pub fn is_bus(&self) -> bool {
-        self.bus
+        self.routed
     }
 
     /// Calls, and waits for the answer.
@@ -247,7 +247,7 @@ impl Bus {
         call.path.clone_into(&mut message.path);
         call.interface.clone_into(&mut message.interface);
         call.member.clone_into(&mut message.member);
-        if self.bus {
+        if self.routed {
             call.destination.clone_into(&mut message.destination);
         }
         message.body.clone_from(&call.arguments);
@@ -258,8 +258,12 @@ impl Bus {
     /// specification.
     fn authenticate(&mut self, until: Instant, within: Duration) -> Result<(), BusError> {
         let uid = rustix::process::geteuid().as_raw().to_string();
-        let hex: String = uid.bytes().map(|byte| format!("{byte:02x}")).collect();
-        self.write(format!("\0AUTH EXTERNAL {hex}\r\n").as_bytes(), until, within)?;
+        // The digits of the number, each as two of the hexadecimal code of its character: `3n`.
+        let mut hello = "\0AUTH EXTERNAL ".to_owned();
+        for digit in uid.chars() {
+            hello.extend(['3', digit]);
+        }
+        self.write(format!("{hello}\r\n").as_bytes(), until, within)?;
         let mut line = Vec::new();
         while !line.ends_with(b"\r\n") {
             if line.len() > 512 {
