@@ -180,7 +180,7 @@ impl World {
             let units = units && kind == KINDS[0];
             for at in 0..rng.random_range(2..7_u16) {
                 let crew = if units { rng.random_range(0..4) } else { 0 };
-                let linger = Duration::from_millis(rng.random_range(0..1500));
+                let linger = Duration::from_millis(rng.random_range(0..6000));
                 host.spawn(&Spawn {
                     name: kind.to_owned(),
                     cmdline: format!("{kind} --instance {at}"),
