@@ -9,6 +9,9 @@ use jiff::Timestamp;
 
 use crate::experiment::{GroupName, Percent, ProcessSelector};
 
+/// Where the agent keeps its journal, unless its policy says otherwise.
+pub const DEFAULT_STATE: &str = "/var/lib/vervet";
+
 /// The whole policy file.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Policy {

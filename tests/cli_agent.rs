@@ -276,7 +276,8 @@ fn a_halt_refuses_until_it_is_released() {
     assert_eq!(code(&output), 0, "{}", text(&output));
     let status = bench.vervet(&["status"]);
     assert!(
-        text(&status).starts_with("No chaos") && text(&status).contains("outage in the shop"),
+        text(&status).starts_with("No: vervet changes nothing")
+            && text(&status).contains("outage in the shop"),
         "{}",
         text(&status)
     );

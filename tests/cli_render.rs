@@ -184,12 +184,38 @@ fn the_first_line_of_the_status_answers_the_question() {
         assert!(widest(&lines) <= 80, "{lines:#?}");
         lines
     };
-    assert_eq!(at(&[], &[], &host)[0], "No chaos: nothing is in force on web1");
-    assert!(
-        at(std::slice::from_ref(&fault), &runs, &host)[0].starts_with("This is chaos: 1 fault in force")
+    let answer = |lines: Vec<String>| {
+        lines.into_iter().take_while(|line| !line.starts_with("leashed:")).collect::<Vec<_>>().join(" ")
+    };
+    assert_eq!(
+        answer(at(&[], &[], &host)),
+        "No: vervet changes nothing on web1 now (no fault in the latest runs)"
     );
+    let mut over = runs.clone();
+    over[0].finished_at = Some(now());
+    for step in &mut over[0].steps {
+        step.injected_at = Some("2026-11-22T15:40:00Z".parse().expect("a time"));
+        step.undone_at = Some("2026-11-22T15:48:30Z".parse().expect("a time"));
+    }
+    let said = answer(at(&[], &over, &host));
+    assert!(said.starts_with("No: vervet changes nothing on web1 now (last fault ended "), "{said}");
+    let said = answer(at(std::slice::from_ref(&fault), &runs, &host));
+    let wanted = format!(
+        "Yes: 1 fault of vervet is active on web1: latency \"the database answers slowly\" of {:?}, ends in ",
+        runs[0].title
+    );
+    assert!(said.starts_with(&wanted), "{said}");
     let stuck = FaultView { state: vervet::view::StepState::Stuck, ..fault };
-    assert!(at(&[stuck], &runs, &host)[0].starts_with("CHAOS IS STUCK on web1"));
+    let said = answer(at(&[stuck], &runs, &host));
+    assert!(said.starts_with("Yes, and it is STUCK on web1"), "{said}");
+    // A former agent's fault that nobody could undo is nobody's run any more, and still there.
+    host.problems = serde_json::from_value(json!([{
+        "reason": "cleanup_stuck", "message": "1 fault(s) could not be reverted yet", "numbers": {}
+    }]))
+    .expect("a problem");
+    let said = answer(at(&[], &[], &host));
+    assert!(said.starts_with("Yes, perhaps, and it is STUCK on web1"), "{said}");
+    host.problems.clear();
     host.halted = serde_json::from_value(json!({
         "reason": "outage", "by": "socket:root", "since": NOW, "durable": true
     }))

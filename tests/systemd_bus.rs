@@ -14,11 +14,11 @@ use vervet::host::{
 fn two_workers(test: &str) -> Option<(MockSystemd, Systemd)> {
     let mock = systemd_support::start(test)?;
     for at in 1..=2 {
-        let mut unit = MockUnit::running(&["sleep", "600"]);
+        let mut unit = MockUnit::new(&["sleep", "600"]);
         unit.cgroup = format!("/system.slice/checkout@{at}.service");
         mock.add(&format!("checkout@{at}.service"), unit);
     }
-    mock.add("other.service", MockUnit { active: true, ..MockUnit::default() });
+    mock.add("other.service", MockUnit::default());
     let systemd = Systemd::at(mock.addresses());
     Some((mock, systemd))
 }
@@ -49,7 +49,7 @@ fn units_are_listed_by_glob_with_what_they_run() {
 fn many_units_are_listed_in_one_go() {
     let Some((mock, systemd)) = two_workers("many_units_are_listed_in_one_go") else { return };
     for at in 100..400 {
-        let unit = MockUnit { active: true, cgroup: format!("/x/{at}"), ..MockUnit::default() };
+        let unit = MockUnit { cgroup: format!("/x/{at}"), ..MockUnit::default() };
         mock.add(&format!("many@{at}.service"), unit);
     }
     let units = systemd.units(&["many@*"]).unwrap();

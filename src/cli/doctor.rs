@@ -15,6 +15,7 @@ use crate::{
         ui::{Style, Tone, Ui},
     },
     config::Policy,
+    experiment::FaultKind,
     host::{Ability, Host, Stock, linux::LinuxHost},
     view::HostView,
 };
@@ -261,6 +262,8 @@ fn ability_findings(abilities: &[Ability]) -> Vec<Finding> {
         let reason = ability.reason.clone();
         let health = match (ability.available, any) {
             (true, _) => Health::Good,
+            // A host without systemd is as well as any other.
+            (false, _) if ability.fault == FaultKind::Unit => Health::Note,
             (false, true) => Health::Note,
             (false, false) => Health::Bad,
         };

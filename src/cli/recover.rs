@@ -1,6 +1,9 @@
 //! `vervet recover`: undoes what a dead agent left behind, from its journal, without an agent.
 
-use std::path::Path;
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
 use jiff::Timestamp;
 use serde_json::json;
@@ -14,11 +17,11 @@ use crate::{
         text::count,
         ui::{Tone, Ui},
     },
-    config::Policy,
+    config::{DEFAULT_STATE, Policy},
     document,
     host::linux::LinuxHost,
     journal::{
-        Journal, JournalError,
+        self, Journal, JournalError,
         recovery::{Recovered, recover as revert_all},
     },
     service::journald,
@@ -31,9 +34,10 @@ use crate::{
 pub fn recover(args: &Recover, ui: &Ui) -> Outcome {
     let state = match &args.state {
         Some(state) => state.clone(),
-        None => policy(&args.config, ui).map_err(with_help)?.state,
+        None => state_of(&args.config, ui)?,
     };
-    if !state.exists() {
+    // Where nothing was ever written there is nothing to undo, and nothing is made.
+    if !is_journal(&state) {
         return Ok(said(&Recovered::default(), ui));
     }
     let journal = Journal::open(&state).map_err(|error| unreadable(&error))?;
@@ -41,6 +45,30 @@ pub fn recover(args: &Recover, ui: &Ui) -> Outcome {
         LinuxHost::new().map_err(|error| Failure::failed(format!("failed to recover: {error}")))?;
     let recovered = revert_all(&journal, &host, Timestamp::now()).map_err(|error| unreadable(&error))?;
     Ok(said(&recovered, ui))
+}
+
+/// The state directory that the policy names. A policy that was broken meanwhile must not keep faults
+/// in force: what can be made of it is enough, where a journal is found by that.
+fn state_of(config: &Path, ui: &Ui) -> Result<PathBuf, Failure> {
+    let failure = match policy(config, ui) {
+        Ok(policy) => return Ok(policy.state),
+        Err(failure) => failure,
+    };
+    let text = fs::read_to_string(config).unwrap_or_default();
+    let table: toml::Table = toml::from_str(&text).unwrap_or_default();
+    let named = table.get("state").and_then(toml::Value::as_str);
+    let state = PathBuf::from(named.unwrap_or(DEFAULT_STATE));
+    if !is_journal(&state) {
+        return Err(with_help(failure));
+    }
+    let (config, state_dir) = (config.display(), state.display());
+    ui.warn(format!("warning: {config} is not valid; going by the journal in {state_dir}"));
+    Ok(state)
+}
+
+/// There is a journal, or what is left of one.
+fn is_journal(state: &Path) -> bool {
+    ["", "-wal"].iter().any(|suffix| state.join(format!("{}{suffix}", journal::FILE)).exists())
 }
 
 /// The policy, or why it cannot be used.
@@ -52,7 +80,6 @@ pub fn policy(config: &Path, ui: &Ui) -> Result<Policy, Failure> {
     document::policy(&text.text, &text.name).map_err(|errors| source::invalid(&errors, &text, ui))
 }
 
-/// A policy that was broken meanwhile must not keep faults in force.
 fn with_help(failure: Failure) -> Failure {
     let help = "help: `--state DIR` names the agent's state directory, and no policy is needed then";
     Failure { message: format!("{}\n{help}", failure.message), ..failure }

@@ -5,14 +5,14 @@ use serde_json::json;
 
 use crate::{
     cli::{
-        Outcome,
+        Failure, Outcome,
         client::{Client, ClientError},
         exit::Exit,
         render,
         text::{between, count, duration, wrap},
         ui::{Style, Tone, Ui},
     },
-    view::{FaultView, GroupView, HostView, RunView, StepState},
+    view::{FaultView, GroupView, HostView, RunView, StepState, StepView},
 };
 
 /// How many of the latest runs are shown.
@@ -23,7 +23,7 @@ const RUNS: u32 = 5;
 /// # Errors
 /// When the agent cannot be asked.
 pub async fn status(client: &Client, ui: &Ui) -> Outcome {
-    let host = client.host().await?;
+    let host = client.host().await.map_err(unknown)?;
     let groups = client.groups().await?;
     let faults = client.faults().await?;
     let runs = match client.runs(None, RUNS).await {
@@ -43,6 +43,21 @@ pub async fn status(client: &Client, ui: &Ui) -> Outcome {
         ui.say(glance(all, Timestamp::now(), ui.style).join("\n"));
     }
     Ok(Exit::Passed)
+}
+
+/// Nobody answers: then nobody knows, and this is what to look at.
+fn unknown(error: ClientError) -> Failure {
+    let mut failure = Failure::from(error);
+    if failure.exit == Exit::Unreachable && failure.document.is_none() {
+        failure.message = format!(
+            "cannot tell whether this is chaos: {}\n\
+             help: what a dead agent did is undone by its warden and by the kernel within seconds; as root, \
+             `vervet recover` undoes what may be left, and `journalctl -u vervet -p warning` says what began \
+             and ended",
+            failure.message
+        );
+    }
+    failure
 }
 
 /// What is active now.
@@ -73,7 +88,7 @@ pub struct Glance<'a> {
 /// The lines of `vervet status`.
 #[must_use]
 pub fn glance(all: Glance<'_>, now: Timestamp, style: Style) -> Vec<String> {
-    let (answer, tone) = chaos(all);
+    let (answer, tone) = chaos(all, now);
     let mut lines: Vec<String> =
         wrap(&answer, style.width).iter().map(|line| style.paint(tone, line)).collect();
     for (text, tone) in conditions(all.host) {
@@ -97,31 +112,59 @@ pub fn glance(all: Glance<'_>, now: Timestamp, style: Style) -> Vec<String> {
     lines
 }
 
-fn chaos(all: Glance<'_>) -> (String, Tone) {
+/// Is this chaos? The answer first, then what it rests on.
+fn chaos(all: Glance<'_>, now: Timestamp) -> (String, Tone) {
     let host = &all.host.name;
-    if all.faults.iter().any(|fault| fault.state == StepState::Stuck) {
-        return (
-            format!("CHAOS IS STUCK on {host}: a fault could not be undone, and is retried"),
-            Tone::Bad,
-        );
+    let unsettled = all.host.problems.iter().find(|problem| problem.reason == "cleanup_stuck");
+    if let Some(fault) = all.faults.iter().find(|fault| fault.state == StepState::Stuck) {
+        let what = active(fault, all.runs, now);
+        return (format!("Yes, and it is STUCK on {host}: {what}; undoing it is retried"), Tone::Bad);
+    }
+    if let Some(problem) = unsettled {
+        return (format!("Yes, perhaps, and it is STUCK on {host}: {}", problem.message), Tone::Bad);
     }
     if !all.faults.is_empty() {
-        let titles: Vec<&str> = all
-            .runs
-            .iter()
-            .filter(|run| all.faults.iter().any(|fault| fault.run == run.id))
-            .map(|run| run.title.as_str())
-            .collect();
-        let by = if titles.is_empty() { String::new() } else { format!(" ({})", titles.join("; ")) };
-        return (
-            format!("This is chaos: {} in force on {host}{by}", count(all.faults.len(), "fault")),
-            Tone::Warn,
-        );
+        let which: Vec<String> = all.faults.iter().map(|fault| active(fault, all.runs, now)).collect();
+        let (count, is) =
+            (count(all.faults.len(), "fault"), if which.len() == 1 { "is" } else { "are" });
+        let text = format!("Yes: {count} of vervet {is} active on {host}: {}", which.join("; "));
+        return (text, Tone::Warn);
     }
+    let no = format!("No: vervet changes nothing on {host} now");
     if let Some(run) = all.runs.iter().find(|run| run.finished_at.is_none()) {
-        return (format!("No chaos yet: a run has begun on {host} ({})", run.title), Tone::Warn);
+        return (format!("{no}, but a run has begun ({})", run.title), Tone::Warn);
     }
-    (format!("No chaos: nothing is in force on {host}"), Tone::Good)
+    let last = match last_fault(all.runs) {
+        Some((run, step, at)) => {
+            let ago = duration(between(at, now));
+            format!("last fault ended {ago} ago: {} {:?} of {:?}", step.fault, step.name, run.title)
+        }
+        None => "no fault in the latest runs".to_owned(),
+    };
+    (format!("{no} ({last})"), Tone::Good)
+}
+
+/// One fault, by whom it is, and how much longer.
+fn active(fault: &FaultView, runs: &[RunView], now: Timestamp) -> String {
+    let title = runs.iter().find(|run| run.id == fault.run).map(|run| format!(" of {:?}", run.title));
+    let end = match fault.deadline {
+        Some(at) if at > now => format!("ends in {} at the latest", duration(between(now, at))),
+        Some(_) => "is ending".to_owned(),
+        None => "without a deadline".to_owned(),
+    };
+    format!("{} {:?}{}, {end}", fault.fault, fault.step, title.unwrap_or_default())
+}
+
+/// The fault that was the last to end.
+fn last_fault(runs: &[RunView]) -> Option<(&RunView, &StepView, Timestamp)> {
+    let real = runs.iter().filter(|run| !run.leashed);
+    let ended = real.flat_map(|run| run.steps.iter().map(move |step| (run, step)));
+    ended
+        .filter_map(|(run, step)| {
+            step.injected_at?;
+            Some((run, step, step.undone_at?))
+        })
+        .max_by_key(|(_, _, at)| *at)
 }
 
 fn conditions(host: &HostView) -> Vec<(String, Tone)> {

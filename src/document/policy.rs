@@ -15,7 +15,8 @@ use super::{
 };
 use crate::{
     config::{
-        ApiPolicy, Freeze, HeadroomLimits, Limits, NetworkPolicy, Policy, Role, TlsPolicy, TokenPolicy,
+        ApiPolicy, DEFAULT_STATE, Freeze, HeadroomLimits, Limits, NetworkPolicy, Policy, Role,
+        TlsPolicy, TokenPolicy,
     },
     experiment::Percent,
     units::clip,
@@ -35,7 +36,7 @@ pub fn policy(root: &Node, report: &Report) -> Read<Policy> {
     let shape = Shape { what: "a policy", keys: &[KEYS], known: later::in_policy };
     let table = Table::open(root, report, &shape)?;
     let leashed = table.or("leashed", true, values::boolean);
-    let state = table.or("state", PathBuf::from("/var/lib/vervet"), values::path);
+    let state = table.or("state", PathBuf::from(DEFAULT_STATE), values::path);
     let experiments = PathBuf::from("/etc/vervet/experiments");
     let experiments = table.or("experiments", experiments, values::path);
     let api = table.find("api", api);

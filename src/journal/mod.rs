@@ -38,6 +38,7 @@ mod schema;
 
 pub use error::JournalError;
 pub use history::{Pruned, Reader};
+pub use schema::FILE;
 
 /// What is about to be done, and all that it takes to undo it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -98,6 +98,8 @@ impl Lock {
             .create(true)
             .truncate(false)
             .mode(0o600)
+            // Root opens it, too, in a directory that is not root's: no link may lead it elsewhere.
+            .custom_flags(libc::O_NOFOLLOW)
             .open(&path);
         let mut file = match opened {
             Ok(file) => file,
@@ -115,10 +117,22 @@ impl Lock {
             }
             Err(error) => return Err(JournalError::from_io(&path, &error.into())),
         }
+        give_to_owner_of(state, &file);
         // The pid is for the message only: what counts is the lock, so a full disk is no obstacle.
         let _ = file.set_len(0).and_then(|()| file.rewind());
         let _ = writeln!(file, "{}", std::process::id());
         Ok(Self { _file: Some(file) })
+    }
+}
+
+/// Root recovers what an agent of another user left: that agent must be able to go on with the files.
+/// (SQLite does the same for those that it makes beside the journal.)
+fn give_to_owner_of(state: &Path, file: &File) {
+    if rustix::process::geteuid().is_root()
+        && let Ok(directory) = fs::metadata(state)
+        && directory.uid() != 0
+    {
+        let _ = std::os::unix::fs::fchown(file, Some(directory.uid()), Some(directory.gid()));
     }
 }
 
@@ -133,7 +147,8 @@ fn holder(file: &mut File) -> String {
 /// Opens the file for the one writer, making it if there is none.
 pub fn open(state: &Path) -> Result<(Connection, PathBuf), JournalError> {
     let path = state.join(FILE);
-    match fs::metadata(&path) {
+    // Not what a link leads to: see `Lock::take`.
+    match fs::symlink_metadata(&path) {
         Ok(found) => examine(&path, &found)?,
         Err(error) if error.kind() == io::ErrorKind::NotFound => create(state, &path)?,
         Err(error) => return Err(JournalError::from_io(&path, &error)),
@@ -179,6 +194,7 @@ fn create(state: &Path, path: &Path) -> Result<(), JournalError> {
     let file =
         OpenOptions::new().write(true).create_new(true).mode(0o600).open(&fresh).map_err(failed)?;
     fill(&fresh).map_err(|error| JournalError::from_sqlite(path, &error))?;
+    give_to_owner_of(state, &file);
     file.sync_all().map_err(failed)?;
     fs::rename(&fresh, path).map_err(failed)?;
     File::open(state).and_then(|dir| dir.sync_all()).map_err(failed)

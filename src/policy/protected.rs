@@ -80,3 +80,73 @@ pub fn check(targets: &[Candidate], listed: &BTreeMap<ProcessId, String>) -> Res
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn unit(name: &str) -> UnitCandidate {
+        UnitCandidate {
+            name: name.to_owned(),
+            instance: "1".to_owned(),
+            cgroup: format!("/system.slice/{name}"),
+            processes: Vec::new(),
+            against: None,
+        }
+    }
+
+    #[test]
+    fn the_hosts_own_units_are_never_targets() {
+        let own = [
+            "vervet.service",
+            "systemd-journald.service",
+            "systemd-logind.service",
+            "systemd-udevd.service",
+            "systemd-networkd.service",
+            "systemd-resolved.service",
+            "dbus.service",
+            "dbus-broker.service",
+            "ssh.service",
+            "sshd@7.service",
+            "polkit.service",
+            "init.scope",
+            "getty@tty1.service",
+            "serial-getty@ttyS0.service",
+            "user@1000.service",
+            "session-3.scope",
+            "networking.service",
+        ];
+        for name in own {
+            let refused = check_units(&[unit(name)], &BTreeMap::new());
+            assert!(matches!(refused, Err(Reason::ProtectedUnit { .. })), "{name}: {refused:?}");
+        }
+        for name in ["checkout@1.service", "session-store.service", "nginx.service"] {
+            assert_eq!(check_units(&[unit(name)], &BTreeMap::new()), Ok(()), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_unit_with_a_protected_process_is_as_protected() {
+        let id = ProcessId { pid: 70, start: 7 };
+        let mut holds = unit("checkout@1.service");
+        holds.processes.push(Candidate {
+            id,
+            parent: 1,
+            name: "sshd".to_owned(),
+            cmdline: "sshd".to_owned(),
+            uid: 0,
+            cgroup: holds.cgroup.clone(),
+            unit: Some(holds.name.clone()),
+            container: None,
+            listens: Vec::new(),
+            kernel_thread: false,
+        });
+        let listed = [(id, "an SSH server or session".to_owned())].into();
+        let refused = check_units(std::slice::from_ref(&holds), &listed);
+        assert!(matches!(refused, Err(Reason::Protected { pid: 70, .. })), "{refused:?}");
+        let mut unfit = unit("checkout@2.service");
+        unfit.against = Some("because".to_owned());
+        let refused = check_units(&[unfit], &BTreeMap::new()).unwrap_err();
+        assert_eq!(refused.to_string(), "unit checkout@2.service is not touched: because");
+    }
+}

@@ -12,8 +12,8 @@ use std::{
 use uuid::Uuid;
 
 use crate::{
-    config::Policy,
-    experiment::{FaultSpec, Kill, Pause, Signal},
+    config::{GroupPolicy, Policy},
+    experiment::{FaultSpec, Kill, Pause, ProcessSelector, Signal},
     fault::{
         self, Context, Injection, KERNEL_LEASE, Prepared, Target, net_spec, undo,
         undo::Undo,
@@ -214,7 +214,7 @@ impl<H: Host> Hands<H> {
             open: &open,
         };
         match (spec, net_spec(spec, &context)) {
-            (FaultSpec::Pause(pause), _) if pause.target.select.is_of_units() => {
+            (FaultSpec::Pause(pause), _) if is_of_units(&pause.target.select, policy) => {
                 unit::find(&*self.host, &policy.groups, &pause.target.select, How::Freezer)
                     .map(Found::Units)
             }
@@ -248,6 +248,13 @@ impl<H: Host> Hands<H> {
         // Held for map operations only, which leave it whole even if they panic.
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Selects units and not some of their processes: by name, or as the instances of a group of units.
+fn is_of_units(select: &ProcessSelector, policy: &Policy) -> bool {
+    let group = select.whole_group();
+    let group = group.and_then(|name| policy.groups.iter().find(|group| group.name == *name));
+    select.is_of_units() || group.is_some_and(GroupPolicy::counts_units)
 }
 
 /// The API's own port is never disturbed.

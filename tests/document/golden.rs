@@ -30,6 +30,7 @@ fn group(keys: &str) -> String {
 fn experiments() -> Vec<(&'static str, String)> {
     let traffic = "traffic = { port = 5432 }\n";
     let cap = |keys: &str| step(&format!("fault = \"connections\"\nduration = \"60s\"\n{keys}"));
+    let whole = |keys: &str| step(&format!("fault = \"unit\"\nduration = \"60s\"\n{keys}"));
     vec![
         ("misspelt key", latency(&format!("{traffic}dealy = \"100ms\""))),
         ("another tool's word", kill("selector = { name = \"worker\" }")),
@@ -56,6 +57,12 @@ fn experiments() -> Vec<(&'static str, String)> {
         ("misspelt signal", kill("target = { group = \"checkout\" }\nsignal = \"SIGTREM\"")),
         ("stopping signal", kill("target = { group = \"checkout\" }\nsignal = \"SIGSTOP\"")),
         ("useless escalation", kill("target = { group = \"checkout\" }\nthen = { after = \"5s\" }")),
+        ("pause without a target", step("fault = \"pause\"\nduration = \"10s\"")),
+        ("pause for ever", step("fault = \"pause\"\ntarget = { group = \"checkout\" }")),
+        ("unknown action", whole("target = { unit = \"a\" }\naction = \"reload\"")),
+        ("a part of a unit", whole("target = { unit = \"a\", name = \"worker\" }\naction = \"stop\"")),
+        ("unit without an action", whole("target = { group = \"checkout\" }")),
+        ("action of another fault", kill("target = { group = \"checkout\" }\naction = \"stop\"")),
         ("host bits", latency("delay = \"1s\"\ntraffic = { to = [\"10.0.0.0/8\", \"10.1.2.3/8\"] }")),
         ("no traffic", latency("delay = \"1s\"\ntraffic = { netns = \"blue\" }")),
         ("both directions", latency("delay = \"1s\"\ntraffic = { listen = 80, to = \"10.0.0.0/8\" }")),

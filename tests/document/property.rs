@@ -7,8 +7,8 @@ use vervet::{
     document::{self, Format},
     experiment::{
         Check, Cidr, Connections, DelayEngine, Distribution, Escalation, Excess, Existing, Experiment,
-        FaultSpec, GroupName, Kill, Latency, Order, Peer, Percent, Pick, Probe, ProcessSelector,
-        ProcessTarget, Protocol, Signal, Start, Step, Traffic,
+        FaultSpec, GroupName, Kill, Latency, Order, Pause, Peer, Percent, Pick, Probe, ProcessSelector,
+        ProcessTarget, Protocol, Signal, Start, Step, Traffic, UnitAction, UnitFault,
     },
 };
 
@@ -73,23 +73,40 @@ fn selector() -> impl Strategy<Value = ProcessSelector> {
     })
 }
 
-fn kill() -> impl Strategy<Value = FaultSpec> {
+fn target(select: impl Strategy<Value = ProcessSelector>) -> impl Strategy<Value = ProcessTarget> {
     let pick = prop_oneof![
         (1_u32..1000).prop_map(Pick::Count),
         percent().prop_map(Pick::Percent),
         Just(Pick::All)
     ];
-    let order = select(vec![Order::Random, Order::Oldest, Order::Newest]);
+    let order = proptest::sample::select(vec![Order::Random, Order::Oldest, Order::Newest]);
+    (select, pick, order).prop_map(|(select, pick, order)| ProcessTarget { select, pick, order })
+}
+
+fn pause() -> impl Strategy<Value = FaultSpec> {
+    target(selector()).prop_map(|target| FaultSpec::Pause(Pause { target }))
+}
+
+fn unit() -> impl Strategy<Value = FaultSpec> {
+    let named = select(vec![Some("checkout@*.service".to_owned()), None]).prop_map(|unit| {
+        let group = unit.is_none().then(|| "checkout".into());
+        ProcessSelector { group, unit, ..ProcessSelector::default() }
+    });
+    let action = select(vec![UnitAction::Stop, UnitAction::Restart]);
+    (target(named), action).prop_map(|(target, action)| FaultSpec::Unit(UnitFault { target, action }))
+}
+
+fn kill() -> impl Strategy<Value = FaultSpec> {
     let signals = || {
         let names: Vec<_> =
             Signal::names().filter_map(Signal::from_name).filter(|s| !s.stops()).collect();
         select(names)
     };
     let then = option::of((signals(), span(5_000)));
-    (selector(), pick, order, signals(), then).prop_map(|(select, pick, order, signal, then)| {
+    (target(selector()), signals(), then).prop_map(|(target, signal, then)| {
         let then = then.filter(|_| signal != Signal::KILL);
         let then = then.map(|(signal, after)| Escalation { signal, after });
-        FaultSpec::Kill(Kill { target: ProcessTarget { select, pick, order }, signal, then })
+        FaultSpec::Kill(Kill { target, signal, then })
     })
 }
 
@@ -161,7 +178,13 @@ fn connections() -> impl Strategy<Value = FaultSpec> {
 }
 
 fn step(at: usize) -> impl Strategy<Value = Step> {
-    let fault = prop_oneof![kill(), latency(), connections()];
+    let fault = prop_oneof![
+        kill().boxed(),
+        pause().boxed(),
+        unit().boxed(),
+        latency().boxed(),
+        connections().boxed()
+    ];
     (fault, span(1_000_000), any::<bool>(), any::<bool>(), 0_u32..5).prop_map(
         move |(fault, duration, long, with, charge)| {
             let endless = matches!(fault, FaultSpec::Kill(_)) && !long;

@@ -37,6 +37,9 @@ fn live(part: u64) {
         {
             assert!(count > lives / 10, "few {what}: {sum:?}");
         }
+        for (what, count) in [("units stopped", sum.jobs), ("units frozen", sum.freezes)] {
+            assert!(count > lives / 50, "few {what}: {sum:?}");
+        }
         for verdict in ["Passed", "Failed", "Refused", "Aborted", "Inconclusive"] {
             let count = sum.verdicts.get(&format!("Some({verdict})")).copied().unwrap_or_default();
             assert!(count > lives / 100, "few {verdict}: {sum:?}");
@@ -47,6 +50,8 @@ fn live(part: u64) {
 fn add(sum: &mut Tally, one: &Tally) {
     sum.runs += one.runs;
     sum.signals += one.signals;
+    sum.jobs += one.jobs;
+    sum.freezes += one.freezes;
     sum.crashes += one.crashes;
     sum.deaths += one.deaths;
     for (into, from) in [(&mut sum.verdicts, &one.verdicts), (&mut sum.reasons, &one.reasons)] {

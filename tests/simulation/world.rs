@@ -18,12 +18,15 @@ use vervet::{
     config::{ApiPolicy, GroupPolicy, NetworkPolicy, Policy, ReadySource, Removal},
     experiment::{
         Check, Connections, DelayEngine, Distribution, Escalation, Excess, Existing, Experiment,
-        FaultSpec, Kill, Latency, Order, Percent, Pick, Probe, ProcessSelector, ProcessTarget, Signal,
-        Start as When, Step, Traffic,
+        FaultSpec, Kill, Latency, Order, Pause, Percent, Pick, Probe, ProcessSelector, ProcessTarget,
+        Signal, Start as When, Step, Traffic, UnitAction, UnitFault,
     },
-    fault::undo::{self, Undo},
+    fault::{
+        Prepared, Target,
+        undo::{self, Restore, Undo},
+    },
     host::{
-        FaultId, Headroom, Host, ProcessId, Stock,
+        FaultId, Headroom, Host, ProcessId, Stock, UnitVerb,
         sim::{SimHost, Snapshot, Spawn, Verb},
     },
     journal::{self, Ledger as _, recovery},
@@ -62,6 +65,9 @@ pub struct Tally {
     pub runs: u64,
     pub verdicts: BTreeMap<String, u64>,
     pub signals: u64,
+    /// Units stopped or restarted, and cgroups frozen.
+    pub jobs: u64,
+    pub freezes: u64,
     pub crashes: u64,
     pub deaths: u64,
     pub reasons: BTreeMap<String, u64>,
@@ -145,6 +151,8 @@ pub struct World {
     /// When something last happened to a group that vervet did not do.
     foreign_at: Moment,
     seen_signals: usize,
+    seen_jobs: usize,
+    seen_freezes: usize,
     /// Removals as the host saw them: vervet's signals, and deaths of others' doing.
     removals: Vec<(Moment, String)>,
     doomed: BTreeSet<ProcessId>,
@@ -177,11 +185,12 @@ impl World {
         host.set_traffic(rng.random_range(0..2000), rng.random_range(0..60));
         let units = rng.random_bool(0.4);
         for kind in KINDS {
-            let units = units && kind == KINDS[0];
+            let checkout = units && kind == KINDS[0];
+            let managed = checkout || (kind == KINDS[1] && rng.random_bool(0.7));
             for at in 0..rng.random_range(2..7_u16) {
-                let crew = if units { rng.random_range(0..4) } else { 0 };
+                let crew = if checkout { rng.random_range(0..4) } else { 0 };
                 let linger = Duration::from_millis(rng.random_range(0..6000));
-                host.spawn(&Spawn {
+                let like = Spawn {
                     name: kind.to_owned(),
                     cmdline: format!("{kind} --instance {at}"),
                     listens: vec![if kind == KINDS[0] { 8000 } else { 9000 } + at],
@@ -190,15 +199,18 @@ impl World {
                         .random_bool(0.7)
                         .then(|| Duration::from_millis(rng.random_range(20..4000))),
                     warm_up: Duration::from_millis(rng.random_range(0..1500)),
-                    cgroup: if units {
-                        format!("/system.slice/system-checkout.slice/checkout@{at}.service")
-                    } else {
-                        String::new()
-                    },
                     crew,
-                    linger: if units { linger } else { Duration::ZERO },
+                    linger: if checkout { linger } else { Duration::ZERO },
                     ..Spawn::default()
-                });
+                };
+                if managed {
+                    // What others end comes back, so that only a job leaves a unit down.
+                    let respawn = like.respawn.or(Some(Duration::from_millis(500)));
+                    let name = kind.trim_end_matches("-worker");
+                    host.add_unit(&format!("{name}@{at}.service"), &Spawn { respawn, ..like });
+                } else {
+                    host.spawn(&like);
+                }
             }
         }
         host.advance(BEGIN.plus(Duration::from_secs(10)));
@@ -228,6 +240,8 @@ impl World {
             runs_left,
             foreign_at: Moment::default(),
             seen_signals: 0,
+            seen_jobs: 0,
+            seen_freezes: 0,
             removals: Vec::new(),
             doomed: BTreeSet::new(),
             taken: BTreeSet::new(),
@@ -662,46 +676,100 @@ impl World {
         let signals = self.host.signals();
         let fresh: Vec<_> = signals[self.seen_signals..].to_vec();
         self.seen_signals = signals.len();
-        if fresh.is_empty() {
-            return;
-        }
         for sent in fresh {
             self.tally.signals += 1;
             let named = std::cell::RefCell::new(None);
-            let _ = self.ledger.any_intent(|intent| match &intent.prepared.target {
-                vervet::fault::Target::Processes { processes } => {
-                    let hit = processes.iter().any(|p| p.id == sent.process);
-                    if hit {
-                        named.replace(Some(intent.fault().clone()));
-                    }
-                    hit
+            let instance = self.host.leader_of(sent.process);
+            let _ = self.ledger.any_intent(|intent| {
+                if let Target::Processes { processes } = &intent.prepared.target
+                    && processes.iter().any(|p| p.id == sent.process)
+                {
+                    // The last one counts.
+                    let leads = processes.iter().any(|p| p.id == instance);
+                    named.replace(Some((intent.fault().clone(), leads)));
                 }
-                _ => false,
+                false
             });
             let named = named.into_inner();
             self.promise(named.is_some(), &format!("{:?} was named in an intent", sent.process));
-            let instance = self.host.leader_of(sent.process);
-            if self.doomed.insert(sent.process)
-                && let Some(fault) = named
+            // A pause takes an instance each time, an end only once; and what is left of one that
+            // had lost its leader before is none any more.
+            if (sent.signal == Signal::STOP || self.doomed.insert(sent.process))
+                && let Some((fault, leads)) = named
+                && (leads || self.host.lives(instance))
                 && self.taken.insert((fault, instance))
             {
-                self.check_removal(sent.process);
+                self.check_signalled(sent.process);
             }
+        }
+        self.check_units();
+    }
+
+    /// Units are touched as planned, and brought back as recorded; each counts as a removal.
+    fn check_units(&mut self) {
+        let jobs = self.host.unit_jobs();
+        for (unit, verb) in jobs[self.seen_jobs..].to_vec() {
+            let named = self.ledger.any_intent(|intent| match verb {
+                UnitVerb::Start => starts(&intent.prepared, &unit),
+                _ => starts(&intent.prepared, &unit) && takes(&intent.prepared, &unit),
+            });
+            self.promise(named, &format!("{verb} {unit} was named in a durable intent"));
+            if verb != UnitVerb::Start {
+                self.tally.jobs += 1;
+                self.check_removal_of_unit(&unit);
+            }
+        }
+        self.seen_jobs = jobs.len();
+        let freezes = self.host.freezes();
+        for cgroup in freezes[self.seen_freezes..].to_vec() {
+            let unit = cgroup.rsplit('/').next().unwrap_or_default();
+            let named = self.ledger.any_intent(|intent| {
+                let thaw =
+                    |item: &Restore| matches!(item, Restore::Thaw { cgroup: c, .. } if *c == cgroup);
+                takes(&intent.prepared, unit) && intent.prepared.undo.restores.iter().any(thaw)
+            });
+            self.promise(named, &format!("the freeze of {cgroup} was named in a durable intent"));
+            self.tally.freezes += 1;
+            self.check_removal_of_unit(unit);
+        }
+        self.seen_freezes = freezes.len();
+    }
+
+    /// A unit that had lost its main process before was no instance any more.
+    fn check_removal_of_unit(&mut self, unit: &str) {
+        let whole = std::cell::Cell::new(false);
+        let _ = self.ledger.any_intent(|intent| {
+            if let Target::Units { units } = &intent.prepared.target
+                && let Some(one) = units.iter().find(|one| one.name == unit)
+            {
+                whole.set(one.processes.iter().any(|p| self.host.leader_of(p.id) == p.id));
+            }
+            false
+        });
+        if !whole.get() {
+            return;
+        }
+        if let Some(index) = GROUPS.iter().position(|group| unit.starts_with(group)) {
+            self.check_removal(index);
         }
     }
 
-    fn check_removal(&mut self, id: ProcessId) {
+    fn check_signalled(&mut self, id: ProcessId) {
         // Which group it was of; it may be dead by now.
-        let Some(index) = (0..GROUPS.len()).find(|index| {
+        let group = (0..GROUPS.len()).find(|index| {
             self.ledger.any_intent(|intent| match &intent.prepared.target {
-                vervet::fault::Target::Processes { processes } => {
+                Target::Processes { processes } => {
                     processes.iter().any(|p| p.id == id && p.name == KINDS[*index])
                 }
                 _ => false,
             })
-        }) else {
-            return;
-        };
+        });
+        if let Some(index) = group {
+            self.check_removal(index);
+        }
+    }
+
+    fn check_removal(&mut self, index: usize) {
         let group = self.policy.groups[index].clone();
         let key = format!("vervet:{}", group.name);
         let window = |at: &Moment| self.now < at.plus(group.removal.every);
@@ -834,6 +902,17 @@ impl World {
     }
 }
 
+/// Its undo starts this unit.
+fn starts(prepared: &Prepared, unit: &str) -> bool {
+    let start = |item: &Restore| matches!(item, Restore::Start { unit: name, .. } if name == unit);
+    prepared.undo.restores.iter().any(start)
+}
+
+/// This unit is among its targets.
+fn takes(prepared: &Prepared, unit: &str) -> bool {
+    matches!(&prepared.target, Target::Units { units } if units.iter().any(|one| one.name == unit))
+}
+
 fn facts(host: &SimHost) -> HostFacts {
     HostFacts {
         name: "sim".to_owned(),
@@ -936,23 +1015,33 @@ fn fault(rng: &mut ChaCha12Rng, group: usize) -> FaultSpec {
         listen: Some(if group == 0 { 8000 } else { 9000 } + rng.random_range(0..3_u16)),
         ..Traffic::default()
     };
-    match rng.random_range(0..4) {
+    let units = rng.random_bool(0.5);
+    let by_name = if rng.random_bool(0.5) {
+        ProcessSelector { group: Some(GROUPS[group].into()), ..ProcessSelector::default() }
+    } else {
+        ProcessSelector { name: Some(KINDS[group].to_owned()), ..ProcessSelector::default() }
+    };
+    let by_unit =
+        ProcessSelector { unit: Some(format!("{}@*", GROUPS[group])), ..ProcessSelector::default() };
+    let mut target = |select| ProcessTarget {
+        select,
+        pick: match rng.random_range(0..6) {
+            0 => Pick::All,
+            1 => Pick::Percent(Percent::new(50.0).unwrap()),
+            2 => Pick::Count(2),
+            _ => Pick::Count(1),
+        },
+        order: [Order::Random, Order::Oldest, Order::Newest][rng.random_range(0..3)],
+    };
+    let (processes, whole) = (target(by_name), target(by_unit));
+    match rng.random_range(0..6) {
+        4 => FaultSpec::Pause(Pause { target: if units { whole } else { processes } }),
+        5 => FaultSpec::Unit(UnitFault {
+            target: whole,
+            action: if rng.random_bool(0.7) { UnitAction::Stop } else { UnitAction::Restart },
+        }),
         0 | 1 => FaultSpec::Kill(Kill {
-            target: ProcessTarget {
-                select: if rng.random_bool(0.5) {
-                    ProcessSelector { group: Some(GROUPS[group].into()), ..ProcessSelector::default() }
-                } else {
-                    let name = Some(KINDS[group].to_owned());
-                    ProcessSelector { name, ..ProcessSelector::default() }
-                },
-                pick: match rng.random_range(0..6) {
-                    0 => Pick::All,
-                    1 => Pick::Percent(Percent::new(50.0).unwrap()),
-                    2 => Pick::Count(2),
-                    _ => Pick::Count(1),
-                },
-                order: [Order::Random, Order::Oldest, Order::Newest][rng.random_range(0..3)],
-            },
+            target: processes,
             signal: if rng.random_bool(0.5) { Signal::KILL } else { Signal::TERM },
             then: rng.random_bool(0.3).then(|| Escalation {
                 signal: Signal::KILL,

@@ -77,6 +77,8 @@ pub struct Stage {
     pub agent: Option<Agent>,
     pub workers: Vec<Worker>,
     pub dir: tempfile::TempDir,
+    /// The message bus that the agent is to use instead of the machine's.
+    pub bus: Option<String>,
     number: u32,
 }
 
@@ -84,7 +86,7 @@ impl Stage {
     fn new() -> Self {
         let number = STAGES.fetch_add(1, Ordering::Relaxed);
         let dir = tempfile::tempdir_in("/tmp").expect("a directory");
-        Self { agent: None, workers: Vec::new(), dir, number }
+        Self { agent: None, workers: Vec::new(), dir, bus: None, number }
     }
 
     pub fn path(&self, name: &str) -> PathBuf {
@@ -138,7 +140,7 @@ impl Stage {
     /// Starts the agent on the policy, and waits until it answers. How long that took.
     pub fn start(&mut self) -> Duration {
         let begun = Instant::now();
-        self.agent = Some(Agent::start(self.dir.path()));
+        self.agent = Some(Agent::start(self.dir.path(), self.bus.as_deref()));
         self.until("the agent answers", |stage| {
             let agent = stage.agent.as_mut().expect("started");
             assert!(agent.exited().is_none(), "the agent ended at once:\n{}", stage.log());
@@ -288,11 +290,13 @@ pub struct Agent {
 }
 
 impl Agent {
-    fn start(dir: &Path) -> Self {
+    fn start(dir: &Path, bus: Option<&str>) -> Self {
         let log = File::options().create(true).append(true).open(dir.join("agent.log"));
         let mut command = mortal(Path::new(PROGRAM));
         command.args(["agent", "--log", "info", "--config"]).arg(dir.join("vervet.toml"));
         command.env_remove("RUST_LOG").env("NO_COLOR", "1");
+        // Never the machine's own: a story must not reach its units.
+        command.env("DBUS_SYSTEM_BUS_ADDRESS", bus.unwrap_or("unix:path=/nowhere"));
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log.expect("a log"));
         Self { child: command.spawn().expect("the agent starts"), warden: None }
     }

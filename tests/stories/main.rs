@@ -8,13 +8,18 @@ mod harness;
 mod http;
 mod worker;
 
+#[path = "../systemd_support/mod.rs"]
+mod systemd_support;
+
 mod crash;
 mod floor;
 mod guard;
 mod journal;
 mod neighbours;
+mod pause;
 mod policy;
 mod repeat;
 mod trouble;
+mod units;
 mod verdict;
 mod way_out;

@@ -42,19 +42,18 @@ pub struct MockUnit {
 }
 
 impl MockUnit {
-    /// A unit that runs this.
-    pub fn running(argv: &[&str]) -> Self {
+    /// A unit that will run this when it is added.
+    pub fn new(argv: &[&str]) -> Self {
         let argv = argv.iter().map(|&part| part.to_owned()).collect();
-        let mut unit = Self { argv, ..Self::default() };
-        unit.start();
-        unit
+        Self { argv, ..Self::default() }
     }
 
     pub fn pid(&self) -> u32 {
         self.child.as_ref().map_or(0, Child::id)
     }
 
-    fn start(&mut self) {
+    /// Somebody starts it.
+    pub fn start(&mut self) {
         if self.active {
             return;
         }
@@ -128,8 +127,13 @@ pub fn start(test: &str) -> Option<MockSystemd> {
     let socket = dir.path().join("bus");
     let mut daemon = daemon(dir.path(), &socket);
     let address = format!("unix:path={}", socket.display());
-    eventually("dbus-daemon listens", || socket.exists() || daemon.try_wait().unwrap().is_some());
-    let mut bus = Bus::open(&Address::parse_list(&address)[0], SOON).expect("a bus");
+    let mut bus = None;
+    // Between the socket's name and its first listener a moment passes.
+    eventually("dbus-daemon listens", || {
+        bus = Bus::open(&Address::parse_list(&address)[0], SOON).ok();
+        bus.is_some() || daemon.try_wait().unwrap().is_some()
+    });
+    let mut bus = bus.expect("a bus");
     let name = vec![Value::Str("org.freedesktop.systemd1".to_owned()), Value::U32(0)];
     let owned = bus.call(
         &Call {
@@ -169,7 +173,9 @@ fn daemon(dir: &Path, socket: &Path) -> Child {
 }
 
 impl MockSystemd {
-    pub fn add(&self, name: &str, unit: MockUnit) {
+    /// Adds a unit, started.
+    pub fn add(&self, name: &str, mut unit: MockUnit) {
+        unit.start();
         self.state.lock().unwrap().units.insert(name.to_owned(), unit);
     }
 

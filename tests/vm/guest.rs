@@ -139,11 +139,6 @@ impl Guest {
         assert!(output.code == 0, "write {path}: {}", output.stderr);
     }
 
-    #[track_caller]
-    pub fn read_file(&mut self, path: &str) -> String {
-        self.check(&format!("cat '{path}'"))
-    }
-
     /// Copies a file of any size into the guest.
     ///
     /// # Errors
@@ -195,7 +190,7 @@ impl Guest {
     }
 
     fn boot_id(&mut self) -> String {
-        self.read_file("/proc/sys/kernel/random/boot_id")
+        self.check("cat /proc/sys/kernel/random/boot_id")
     }
 
     /// The last that the guest said: for people who want to know why a story failed.

@@ -36,8 +36,8 @@ fn is_ready_when_systemd_says_so(guest: &mut Guest) {
 }
 
 fn decides_and_touches_nothing(guest: &mut Guest) {
-    guest.policy("leashed = true", &web_group(4, 3, "1s"));
-    guest.check("systemctl reload vervet");
+    guest.policy(true, &web_group(4, 3, "1s"));
+    guest.reload("\"name\": \"web\"");
     guest.wait_ready("web", 4);
     let (before, pids) = (guest.snapshot(), pids(guest));
     let slow = "fault = \"latency\"\ntraffic = { listen = 8001 }\ndelay = \"100ms\"\nduration = \"2s\"";
@@ -56,7 +56,8 @@ fn decides_and_touches_nothing(guest: &mut Guest) {
 
 fn acts_when_unleashed(guest: &mut Guest) {
     let (before, pids) = (guest.snapshot(), pids(guest));
-    guest.unleash(&web_group(4, 3, "1s"));
+    guest.check(&format!("sed -i 's/^leashed = true/leashed = false/' {POLICY}"));
+    guest.reload("\"leashed\": false");
     guest.wait_ready("web", 4);
     let (code, run) = guest.play(&experiment(&["web"], &[KILL_ONE]));
     assert_eq!((code, &run["verdict"]), (0, &"passed".into()), "{run:#}");
@@ -72,8 +73,15 @@ fn acts_when_unleashed(guest: &mut Guest) {
 fn leaves_nothing_when_purged(guest: &mut Guest, untouched: &crate::state::State) {
     guest.check("systemctl stop 'web@*' && rm /etc/systemd/system/web@.service");
     guest.check("apt-get purge -y vervet && systemctl daemon-reload && systemctl reset-failed");
-    let expected =
-        ["/etc/passwd", "/etc/group", "/etc/shadow", "/etc/gshadow", "/var/lib/dpkg", "/var/cache"];
+    let expected = [
+        "/etc/passwd",
+        "/etc/group",
+        "/etc/shadow",
+        "/etc/gshadow",
+        "/var/lib/dpkg",
+        "/var/lib/apt",
+        "/var/cache",
+    ];
     guest.must_be_as_but_for(untouched, &expected);
     let left =
         guest.check("find / -xdev -iname '*vervet*' -not -path '/root/*' -not -path '/var/lib/dpkg/*'");

@@ -9,11 +9,19 @@
 mod agent;
 mod guest;
 mod machine;
+mod measure;
 mod prepared;
 mod qmp;
 mod state;
 mod story;
 mod workload;
 
+mod connections;
 mod install;
+mod kill;
+mod latency;
+mod matrix;
+mod namespaces;
+mod trouble;
+mod unit_groups;
 mod units;

@@ -24,7 +24,8 @@ const MAKERS: [&str; 3] =
     [include_str!("prepared.rs"), include_str!("machine.rs"), include_str!("qmp.rs")];
 
 /// Tools of the guest, for looking at it from outside of vervet. Found in /opt/test.
-const TOOLS: [(&str, &str); 3] = [
+const TOOLS: [(&str, &str); 4] = [
+    ("gone.py", include_str!("guest/gone.py")),
     ("state.py", include_str!("guest/state.py")),
     ("net.py", include_str!("guest/net.py")),
     ("watch.py", include_str!("guest/watch.py")),

@@ -1,93 +1,97 @@
-//! Units as instances: a template service of several processes each, counted, killed and slowed by unit.
+//! Faults on whole units, where there are a service manager and a freezer: by a service that is not
+//! root, under its own sandbox.
 
 use crate::{
     guest::Guest,
     prepared::Stage,
     story::story,
-    workload::{SOON, experiment},
+    workload::{SOON, experiment, web_group, web_unit},
 };
 
-/// Three processes in each unit; the main one listens nowhere itself.
-const SHOP: &str = "\
-[Unit]
-StartLimitIntervalSec=0
-[Service]
-ExecStart=/bin/sh -c '/opt/test/net.py serve 127.0.0.1 %i & sleep infinity & wait'
-Restart=always
-RestartSec=300ms
-";
+const PORTS: [u16; 3] = [8001, 8002, 8003];
 
-const PORTS: [u16; 4] = [8101, 8102, 8103, 8104];
+fn step(fault: &str, duration: &str) -> String {
+    format!("{fault}\ntarget = {{ unit = \"web@*\", pick = 1 }}\nduration = \"{duration}\"")
+}
 
-const GROUP: &str = "\
-[[group]]
-name = \"shop\"
-expected = 4
-floor = 3
-members = { unit = \"shop@*.service\" }
-ready = \"systemd\"
-poll = \"500ms\"
-stale_after = \"10s\"
-settle = \"3s\"
-removal = { at_once = 1, every = \"1s\" }
-";
+fn three_workers(guest: &mut Guest) {
+    guest.web(&PORTS);
+    guest.unleash(&web_group(3, 2, "1s"));
+    guest.wait_ready("web", 3);
+}
 
-fn kill(pick: u32) -> String {
-    format!(
-        "fault = \"kill\"\ntarget = {{ group = \"shop\", pick = {pick} }}\nsignal = \"SIGKILL\"\n\
-         duration = \"5s\""
-    )
+/// How many of the units are up.
+const ACTIVE: &str = "systemctl list-units 'web@*' --state=active --plain --no-legend | wc -l";
+/// How many of the units are frozen, by the kernel's own account.
+const FROZEN: &str =
+    "cat /sys/fs/cgroup/system.slice/system-web.slice/*/cgroup.events | grep -c 'frozen 1'";
+
+fn count(guest: &mut Guest, script: &str) -> u32 {
+    guest.run(script).stdout.trim().parse().expect("a number")
+}
+
+fn pids(guest: &mut Guest) -> Vec<u32> {
+    PORTS.iter().map(|port| guest.main_pid(&web_unit(*port))).collect()
+}
+
+/// The service is killed with all that belongs to it, and is back.
+fn agent_dies(guest: &mut Guest) {
+    guest.check("systemctl kill -s KILL vervet");
+    guest.wait_for("the agent is back", SOON, "vervet status --json");
 }
 
 #[test]
-fn a_unit_is_one_instance_however_many_processes_it_has() {
-    story("a_unit_is_one_instance_however_many_processes_it_has", Stage::Installed, |guest| {
-        open_shop(guest);
-        let before = mains(guest);
-        let (code, run) = guest.play(&experiment(&["shop"], &[&kill(2)]));
-        assert_eq!((code, &run["verdict"]), (3, &"refused".into()), "{run:#}");
-        let (code, run) = guest.play(&experiment(&["shop"], &[&kill(1)]));
+fn a_unit_is_stopped_and_started_again_whoever_dies() {
+    story("a_unit_is_stopped_and_started_again_whoever_dies", Stage::Installed, |guest| {
+        three_workers(guest);
+        let before = guest.snapshot();
+        let stop = experiment(&["web"], &[&step("fault = \"unit\"\naction = \"stop\"", "5m")]);
+        let id = guest.in_force(&stop);
+        guest.wait_for("one is stopped", SOON, &format!("[ $({ACTIVE}) = 2 ]"));
+        guest.abort(&id);
+        assert_eq!(count(guest, ACTIVE), 3, "answered when it was started again");
+        guest.must_be_as(&before);
+        guest.wait_ready("web", 3);
+        guest.in_force(&stop);
+        guest.wait_for("one is stopped", SOON, &format!("[ $({ACTIVE}) = 2 ]"));
+        agent_dies(guest);
+        guest.wait_for("it is started again", SOON, &format!("[ $({ACTIVE}) = 3 ]"));
+        guest.must_be_as(&before);
+        guest.wait_ready("web", 3);
+        let old = pids(guest);
+        let restart = step("fault = \"unit\"\naction = \"restart\"", "10s");
+        let (code, run) = guest.play(&experiment(&["web"], &[&restart]));
         assert_eq!((code, &run["verdict"]), (0, &"passed".into()), "{run:#}");
-        // Its main process was hit, so systemd has started that unit anew, and no other.
-        guest.wait_ready("shop", 4);
-        let after = mains(guest);
-        let changed = before.iter().zip(&after).filter(|(before, after)| before != after).count();
-        assert_eq!(changed, 1, "{before:?} {after:?}");
-        slow_is_the_unit_through_its_restart(guest);
+        let new = pids(guest);
+        assert_eq!(old.iter().zip(&new).filter(|(old, new)| old != new).count(), 1, "{old:?} {new:?}");
+        let own = restart.replace("web@*", "dbus.service");
+        let (code, run) = guest.play(&experiment(&[], &[&own]));
+        assert_eq!((code, &run["why"]["reason"]), (3, &"protected_unit".into()), "{run:#}");
     });
 }
 
-fn open_shop(guest: &mut Guest) {
-    guest.write_file("/etc/systemd/system/shop@.service", SHOP);
-    let units = PORTS.map(|port| format!("shop@{port}")).join(" ");
-    guest.check(&format!("systemctl daemon-reload && systemctl start {units}"));
-    guest.wait_for("the shop listens", SOON, "[ $(ss -Hltn | grep -c ':810[1-4]') = 4 ]");
-    guest.unleash(GROUP);
-    guest.wait_ready("shop", 4);
-}
-
-fn mains(guest: &mut Guest) -> Vec<u32> {
-    PORTS.iter().map(|port| guest.main_pid(&format!("shop@{port}.service"))).collect()
-}
-
-/// The quickest of some round trips, in milliseconds.
-fn trip(guest: &mut Guest, port: u16) -> f64 {
-    let times = guest.check(&format!("/opt/test/net.py time 127.0.0.1 {port} 5"));
-    times.lines().filter_map(|line| line.trim().parse().ok()).fold(f64::INFINITY, f64::min)
-}
-
-fn slow_is_the_unit_through_its_restart(guest: &mut Guest) {
-    let traffic = "traffic = { unit = \"shop@8101.service\" }";
-    let slow = format!("fault = \"latency\"\n{traffic}\ndelay = \"200ms\"\nduration = \"5m\"");
-    let id = guest.in_force(&experiment(&["shop"], &[&slow]));
-    let (slow, quick) = (trip(guest, 8101), trip(guest, 8102));
-    assert!(slow >= 200.0 && quick < 200.0, "{slow} {quick}");
-    guest.check("systemctl restart shop@8101");
-    guest.wait_for("the unit listens again", SOON, "ss -Hltn | grep -q ':8101'");
-    // A renewal comes twice a second; the guest is slower than that.
-    guest.check("sleep 2");
-    let again = trip(guest, 8101);
-    assert!(again >= 200.0, "{again}");
-    guest.abort(&id);
-    assert!(trip(guest, 8101) < 200.0);
+#[test]
+fn a_unit_freezes_and_thaws_whoever_dies() {
+    story("a_unit_freezes_and_thaws_whoever_dies", Stage::Installed, |guest| {
+        three_workers(guest);
+        let (before, old) = (guest.snapshot(), pids(guest));
+        let pause = experiment(&["web"], &[&step("fault = \"pause\"", "5m")]);
+        let id = guest.in_force(&pause);
+        guest.wait_for("one is frozen", SOON, &format!("[ $({FROZEN}) = 1 ]"));
+        guest.abort(&id);
+        assert_eq!(count(guest, FROZEN), 0, "answered when it was thawed");
+        guest.wait_ready("web", 3);
+        guest.in_force(&pause);
+        guest.wait_for("one is frozen", SOON, &format!("[ $({FROZEN}) = 1 ]"));
+        agent_dies(guest);
+        assert_eq!(count(guest, FROZEN), 0);
+        guest.must_be_as(&before);
+        assert_eq!(old, pids(guest), "nobody was restarted");
+        // A frozen unit that systemd restarts has another cgroup: there is nothing left to undo.
+        guest.wait_ready("web", 3);
+        let id = guest.in_force(&pause);
+        guest.check("systemctl kill -s KILL 'web@*'; systemctl restart 'web@*'");
+        guest.abort(&id);
+        assert_eq!((count(guest, FROZEN), count(guest, ACTIVE)), (0, 3));
+    });
 }

@@ -8,6 +8,8 @@ use crate::guest::Guest;
 
 /// Where the owner's policy is.
 pub const POLICY: &str = "/etc/vervet/vervet.toml";
+/// Where experiments are put: not on the disk, which may be full. `guest/state.py` does not look here.
+const EXPERIMENT: &str = "/run/test/experiment.toml";
 /// The seconds of the guest's in which its service must be what it is told to be.
 pub const SOON: u32 = 60;
 
@@ -33,8 +35,9 @@ impl Guest {
         self.write_file("/etc/systemd/system/web@.service", WEB);
         let units: Vec<String> = ports.iter().map(|port| web_unit(*port)).collect();
         self.check(&format!("systemctl daemon-reload && systemctl start {}", units.join(" ")));
-        let listening =
-            format!("[ $(ss -Hltn | grep -cE ':({})') = {} ]", alternatives(ports), 2 * ports.len());
+        let names: Vec<String> = ports.iter().map(u16::to_string).collect();
+        let (names, count) = (names.join("|"), 2 * ports.len());
+        let listening = format!("[ \"$(ss -Hltn | grep -cE ':({names}) ')\" = {count} ]");
         self.wait_for("the workers listen", SOON, &listening);
     }
 
@@ -48,28 +51,23 @@ impl Guest {
     /// Takes the leash off and declares these groups, as an owner does: edits the policy, and reloads.
     #[track_caller]
     pub fn unleash(&mut self, groups: &str) {
-        self.policy("leashed = false", groups);
-        self.reload("!", "\"leashed\": true");
+        self.policy(false, groups);
+        self.reload("\"leashed\": false");
     }
 
-    /// Writes a policy: these keys of the root, then these sections.
+    /// Writes a policy: this leash, then these sections.
     #[track_caller]
-    pub fn policy(&mut self, root: &str, sections: &str) {
-        // Its other keys are those of the file that the package brought.
-        let script = format!("cp -n {POLICY} {POLICY}.brought && grep -v '^leashed' {POLICY}.brought");
-        let brought = self.check(&script);
-        self.write_file(POLICY, &format!("{root}\n{brought}\n{sections}"));
-        // An owner keeps no copy.
-        self.check(&format!("rm -f {POLICY}.brought && vervet check {POLICY}"));
+    pub fn policy(&mut self, leashed: bool, sections: &str) {
+        self.write_file(POLICY, &format!("leashed = {leashed}\n{sections}"));
+        self.check(&format!("vervet check {POLICY}"));
     }
 
-    /// Has the service take its policy over, and waits until its status says so.
+    /// Has the service take its policy over, and waits until its status has this text.
     #[track_caller]
-    fn reload(&mut self, not: &str, text: &str) {
+    pub fn reload(&mut self, text: &str) {
         self.check("systemctl reload vervet");
-        let taken = format!("vervet status --json >/tmp/status && {not} grep -q '{text}' /tmp/status");
+        let taken = format!("vervet status --json | grep '{text}'");
         self.wait_for("the agent has taken the policy over", SOON, &taken);
-        self.check("rm -f /tmp/status");
     }
 
     /// Waits until a group has so many ready members by a fresh reading.
@@ -90,21 +88,19 @@ impl Guest {
     /// Runs an experiment to its end: the exit code, and the run.
     #[track_caller]
     pub fn play(&mut self, experiment: &str) -> (i64, Value) {
-        self.write_file("/tmp/experiment.toml", experiment);
-        let mut answer = self.vervet("run /tmp/experiment.toml");
+        self.write_file(EXPERIMENT, experiment);
+        let mut answer = self.vervet(&format!("run {EXPERIMENT}"));
         assert!(answer.value["run"].is_object(), "{}\n{}", answer.text, answer.stderr);
-        self.check("rm /tmp/experiment.toml");
         (answer.code, answer.value["run"].take())
     }
 
     /// Begins an experiment and waits until its last step is in force: the run's id.
     #[track_caller]
     pub fn in_force(&mut self, experiment: &str) -> String {
-        self.write_file("/tmp/experiment.toml", experiment);
-        let begun = self.vervet("run /tmp/experiment.toml --detach");
+        self.write_file(EXPERIMENT, experiment);
+        let begun = self.vervet(&format!("run {EXPERIMENT} --detach"));
         let id =
             begun["id"].as_str().unwrap_or_else(|| panic!("{}{}", begun.text, begun.stderr)).to_owned();
-        self.check("rm /tmp/experiment.toml");
         for _ in 0..SOON {
             let run = self.run_view(&id);
             let steps = run["steps"].as_array().cloned().unwrap_or_default();
@@ -137,7 +133,7 @@ pub fn web_group(expected: usize, floor: usize, every: &str) -> String {
     format!(
         "[[group]]\nname = \"web\"\nexpected = {expected}\nfloor = {floor}\n\
          members = {{ cmdline = \"^\\\\S*python3 /opt/test/net.py serve 0.0.0.0\" }}\n\
-         ready = \"tcp\"\npoll = \"500ms\"\nstale_after = \"10s\"\nsettle = \"3s\"\n\
+         poll = \"500ms\"\nstale_after = \"10s\"\nsettle = \"3s\"\n\
          removal = {{ at_once = 1, every = \"{every}\" }}\n"
     )
 }
@@ -154,7 +150,3 @@ pub fn experiment(groups: &[&str], steps: &[&str]) -> String {
 /// A step that kills one of the group with SIGKILL, and watches for some seconds what follows.
 pub const KILL_ONE: &str =
     "fault = \"kill\"\ntarget = { group = \"web\", pick = 1 }\nsignal = \"SIGKILL\"\nduration = \"5s\"";
-
-fn alternatives(ports: &[u16]) -> String {
-    ports.iter().map(u16::to_string).collect::<Vec<_>>().join("|")
-}

@@ -47,7 +47,12 @@ impl Cgroups {
         let mut below = entries.flatten().map(|entry| entry.path()).filter(|path| path.is_dir());
         match below.next() {
             Some(path) if !path.join("cgroup.freeze").exists() => Err(no_freezer()),
-            _ => Ok(()),
+            // access(2) would answer without the capabilities that the agent has.
+            Some(path) => File::options()
+                .write(true)
+                .open(path.join("cgroup.freeze"))
+                .map_or_else(|error| Err(kernel("freeze units", &error)), |_| Ok(())),
+            None => Ok(()),
         }
     }
 

@@ -134,6 +134,12 @@ impl SimHost {
         self.world().units.jobs.clone()
     }
 
+    /// Cgroups that were told to freeze, in order.
+    #[must_use]
+    pub fn freezes(&self) -> Vec<String> {
+        self.world().units.freezes.clone()
+    }
+
     /// A process ends by itself.
     pub fn die(&self, id: ProcessId) {
         let mut world = self.world();
@@ -190,11 +196,18 @@ impl SimHost {
         let world = self.world();
         let leads = |process: &&process::Process| {
             let led = world.processes.led_by.contains_key(&process.candidate.id);
-            process.candidate.name == name && !led && !process.stopped
+            let frozen = world.units.is_frozen(&process.candidate.cgroup, &world.processes);
+            process.candidate.name == name && !led && !process.stopped && !frozen
         };
         let leaders = world.processes.all().filter(leads);
         let ready = leaders.filter(|one| one.ready && one.ready_at <= world.now);
         ready.map(|process| process.candidate.id).collect()
+    }
+
+    /// Whether it is there, as it is and not as [`Host::state`] may fail to say.
+    #[must_use]
+    pub fn lives(&self, id: ProcessId) -> bool {
+        self.world().processes.get(id).is_some()
     }
 
     /// Who started it as its crew, or itself; also when it has ended.

@@ -16,6 +16,7 @@ use crate::{
 pub(super) struct Units {
     by_name: BTreeMap<String, Service>,
     pub jobs: Vec<(String, UnitVerb)>,
+    pub freezes: Vec<String>,
     /// Cgroups that were told to freeze, with their ids.
     frozen: BTreeMap<String, u64>,
 }
@@ -132,6 +133,7 @@ impl Units {
             return Err(HostError::NotFound(format!("{cgroup} has changed since the plan")));
         }
         self.frozen.insert(cgroup.to_owned(), id);
+        self.freezes.push(cgroup.to_owned());
         Ok(())
     }
 

@@ -4,7 +4,9 @@
 net.py serve ADDRESS PORT [ADDRESS PORT …]   echoes what it gets; runs until it is killed
 net.py time ADDRESS PORT COUNT               one line for each round trip on one connection, in ms
 net.py connect ADDRESS PORT COUNT            one line for each new connection, in ms
-net.py hold ADDRESS PORT COUNT SECONDS       opens so many, keeps them; "open" or why not for each
+net.py hold SECONDS ADDRESS PORT COUNT [ADDRESS PORT COUNT …]
+                                             opens so many at once, asks each for a page and keeps them;
+                                             "open" (something came back) or why not, one line for each
 """
 import select
 import socket
@@ -20,6 +22,8 @@ def serve(places):
         family = socket.AF_INET6 if ":" in address else socket.AF_INET
         sock = socket.socket(family)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         sock.bind((address, port))
         sock.listen(512)
         listeners[sock.fileno()] = sock
@@ -45,10 +49,10 @@ def serve(places):
                 clients.pop(number).close()
 
 
-def opened(address, port):
+def opened(address, port, patience=PATIENCE):
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     sock = socket.socket(family)
-    sock.settimeout(PATIENCE)
+    sock.settimeout(patience)
     sock.connect((address, port))
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return sock
@@ -77,16 +81,17 @@ def connects(address, port, count):
         timed(lambda: opened(address, port).close())
 
 
-def hold(address, port, count, seconds):
+def hold(seconds, places):
     held = []
-    for _ in range(count):
-        try:
-            sock = opened(address, port)
-            sock.sendall(b"x")
-            print("open" if sock.recv(16) == b"x" else "closed", flush=True)
-            held.append(sock)
-        except OSError as error:
-            print(type(error).__name__, flush=True)
+    for address, port, count in places:
+        for _ in range(count):
+            try:
+                sock = opened(address, port, 3.0)
+                sock.sendall(b"GET / HTTP/1.1\r\nHost: test\r\n\r\n")
+                print("open" if sock.recv(16) else "closed", flush=True)
+                held.append(sock)
+            except OSError as error:
+                print(type(error).__name__, flush=True)
     time.sleep(seconds)
 
 
@@ -98,7 +103,8 @@ def main(what, *rest):
     elif what == "connect":
         connects(rest[0], int(rest[1]), int(rest[2]))
     elif what == "hold":
-        hold(rest[0], int(rest[1]), int(rest[2]), float(rest[3]))
+        rest, seconds = rest[1:], float(rest[0])
+        hold(seconds, [(rest[at], int(rest[at + 1]), int(rest[at + 2])) for at in range(0, len(rest), 3)])
 
 
 main(*sys.argv[1:])

@@ -17,7 +17,7 @@ LIMITS = {
 }
 NOT_FILES = (
     "/proc", "/sys", "/dev", "/var/log", "/var/lib/vervet", "/root", "/tmp", "/opt/test", "/var/lib/systemd",
-    "/run/systemd", "/run/udev", "/run/log", "/run/user",
+    "/run/test", "/run/systemd", "/run/udev", "/run/log", "/run/user",
 )
 
 
@@ -51,7 +51,8 @@ def network(where):
         print("qdisc", name, line)
     devices = [re.split(r"[:@]", line.split(": ", 1)[1])[0] for line in links]
     asked = [f"filter show dev {device} {side}" for device in devices for side in ("ingress", "egress")]
-    batch = "/tmp/state.batch"
+    os.makedirs("/run/test", exist_ok=True)
+    batch = "/run/test/batch"
     with open(batch, "w") as file:
         file.write("\n".join(asked) + "\n")
     for line in said(where, "tc", "-force", "-batch", batch):
@@ -87,7 +88,7 @@ def processes():
             continue
         if state.group(1) in "Tt":
             print("stopped", group, name.group(1))
-        if "qemu-guest-agent" not in (group or "") and "vervet" not in (group or ""):
+        if name.group(1) != "(udev-worker)" and not re.search("qemu-guest-agent|vervet", group or ""):
             limits = read(f"/proc/{pid}/limits")
             nice = (read(f"/proc/{pid}/stat") or "").rpartition(")")[2].split()
             if limits and len(nice) > 17:

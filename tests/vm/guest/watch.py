@@ -3,9 +3,10 @@
 
 watch.py UNIT… -- SECONDS
 
-Counts the units that have a live process, from the kernel alone (a cgroup that is populated), a hundred
+Counts the units that have a live process, from the kernel alone (a cgroup that is populated), fifty
 times a second. Prints the lowest and the highest count that it saw, how often it looked, and the time
-between the two deaths that were closest to each other, in seconds (or none): LOWEST HIGHEST LOOKS CLOSEST
+between the two deaths that were closest to each other, in seconds (or none), and all deaths:
+LOWEST HIGHEST LOOKS CLOSEST DEATHS
 """
 import os
 import sys
@@ -45,7 +46,7 @@ def main(args):
         before = now
         count = sum(now.values())
         lowest, highest, looks = min(lowest, count), max(highest, count), looks + 1
-        time.sleep(0.01)
+        time.sleep(0.02)
     closest = min((b - a for a, b in zip(deaths, deaths[1:])), default=None)
     print(lowest, highest, looks, "none" if closest is None else f"{closest:.3f}", len(deaths))
 

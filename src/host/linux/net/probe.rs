@@ -3,7 +3,7 @@
 //! The trial happens in a new, empty network namespace that ends with it: nothing of the host is
 //! touched. Who may not make one gets an answer by reading which modules there are.
 
-use std::{io, path::Path, time::Duration};
+use std::{collections::BTreeSet, io, path::Path, time::Duration};
 
 use rustix::io::Errno;
 
@@ -155,10 +155,27 @@ impl Probe {
                  CAP_SYS_ADMIN"
             ));
         }
+        let listed = Modules::of_this_kernel();
         let module = |name: &str| {
             let missing =
                 || format!("the kernel has no {name}; `modprobe {name}` or another kernel brings it");
-            has_module(name).then_some(()).ok_or_else(missing)
+            // Where there is no list, the kernel says so itself when the fault is prepared.
+            listed.as_ref().is_none_or(|listed| listed.have(name)).then_some(()).ok_or_else(missing)
+        };
+        // Both are known of everywhere that has no list, but of the first a kernel may ignore the
+        // match, and that shows only in a trial.
+        let classifier = match &listed {
+            None => Ok(Classifier::Bpf),
+            Some(_) => module("cls_fw")
+                .map(|()| Classifier::Fw)
+                .or_else(|_| module("cls_bpf").map(|()| Classifier::Bpf)),
+        };
+        let netem = match &listed {
+            None => Err(format!(
+                "cannot tell whether the kernel has sch_netem: it has no list below /lib/modules, and a \
+                 trial needs CAP_SYS_ADMIN ({error})"
+            )),
+            Some(_) => module("ifb").and_then(|()| module("sch_netem")),
         };
         let raw = if has_capability(13) { Ok(()) } else { Err("give it CAP_NET_RAW".to_owned()) };
         let tun = std::fs::OpenOptions::new().read(true).write(true).open("/dev/net/tun");
@@ -167,10 +184,8 @@ impl Probe {
             destroy: Ok(()),
             mark: module("nf_tables"),
             cgroup: module("nft_socket"),
-            classifier: module("cls_fw")
-                .map(|()| Classifier::Fw)
-                .or_else(|_| module("cls_bpf").map(|()| Classifier::Bpf)),
-            netem: module("ifb").and_then(|()| module("sch_netem")),
+            classifier,
+            netem,
             tap: raw.and_then(|()| tun.map(drop).map_err(|error| no_tap(&error))),
         }
     }
@@ -279,16 +294,28 @@ fn has_capability(number: u32) -> bool {
     set & (1 << number) != 0
 }
 
-/// Loaded, built in, or there to be loaded.
-fn has_module(name: &str) -> bool {
-    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
-    let directory = Path::new("/lib/modules").join(release.trim_end());
-    let listed = |file: &str| {
-        let list = std::fs::read_to_string(directory.join(file)).unwrap_or_default();
-        list.lines().any(|line| {
+/// What modules this kernel has, loaded, built in, or there to be loaded.
+struct Modules {
+    names: BTreeSet<String>,
+}
+
+impl Modules {
+    /// `None` where nobody wrote them down, as for kernels without modules.
+    fn of_this_kernel() -> Option<Self> {
+        let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+        let directory = Path::new("/lib/modules").join(release.trim_end());
+        let builtin = std::fs::read_to_string(directory.join("modules.builtin")).ok()?;
+        let loadable = std::fs::read_to_string(directory.join("modules.dep")).unwrap_or_default();
+        // `kernel/net/sched/sch_netem.ko.xz: …`
+        let name = |line: &str| {
             let path = line.split(':').next().unwrap_or_default();
-            path.rsplit('/').next().is_some_and(|file| file.split('.').next() == Some(name))
-        })
-    };
-    Path::new("/sys/module").join(name).exists() || listed("modules.builtin") || listed("modules.dep")
+            let file = path.rsplit('/').next().unwrap_or_default();
+            file.split('.').next().unwrap_or_default().to_owned()
+        };
+        Some(Self { names: builtin.lines().chain(loadable.lines()).map(name).collect() })
+    }
+
+    fn have(&self, name: &str) -> bool {
+        Path::new("/sys/module").join(name).exists() || self.names.contains(name)
+    }
 }
