@@ -188,7 +188,7 @@ impl World {
             let managed = checkout || (kind == KINDS[1] && rng.random_bool(0.7));
             for at in 0..rng.random_range(2..7_u16) {
                 let crew = if checkout { rng.random_range(0..4) } else { 0 };
-                let linger = Duration::from_millis(rng.random_range(0..1500));
+                let linger = Duration::from_millis(rng.random_range(0..6000));
                 let like = Spawn {
                     name: kind.to_owned(),
                     cmdline: format!("{kind} --instance {at}"),

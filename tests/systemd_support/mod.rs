@@ -127,8 +127,13 @@ pub fn start(test: &str) -> Option<MockSystemd> {
     let socket = dir.path().join("bus");
     let mut daemon = daemon(dir.path(), &socket);
     let address = format!("unix:path={}", socket.display());
-    eventually("dbus-daemon listens", || socket.exists() || daemon.try_wait().unwrap().is_some());
-    let mut bus = Bus::open(&Address::parse_list(&address)[0], SOON).expect("a bus");
+    let mut bus = None;
+    // Between the socket's name and its first listener a moment passes.
+    eventually("dbus-daemon listens", || {
+        bus = Bus::open(&Address::parse_list(&address)[0], SOON).ok();
+        bus.is_some() || daemon.try_wait().unwrap().is_some()
+    });
+    let mut bus = bus.expect("a bus");
     let name = vec![Value::Str("org.freedesktop.systemd1".to_owned()), Value::U32(0)];
     let owned = bus.call(
         &Call {

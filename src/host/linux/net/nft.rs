@@ -293,7 +293,7 @@ impl Expressions {
 
     /// These, and then the others.
     #[must_use]
-    pub fn and(self, others: Self) -> Self {
+    pub fn and(self, others: &Self) -> Self {
         Self(self.0.append(&others.0))
     }
 

@@ -148,8 +148,7 @@ impl Rule {
 
     /// This, and then all of `other`.
     fn and(self, other: &Self) -> Self {
-        let expressions = other.expressions.clone();
-        self.then(&other.words, |own| own.and(expressions))
+        self.then(&other.words, |own| own.and(&other.expressions))
     }
 
     fn meta_is(self, words: &str, key: Meta, value: &[u8]) -> Self {
