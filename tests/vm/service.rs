@@ -4,7 +4,7 @@ use serde_json::Value;
 
 use crate::{
     guest::Guest,
-    prepared::Stage,
+    prepared::{PACKAGE, Stage},
     story::story,
     workload::{KILL_ONE, POLICY, SOON, experiment, web_group},
 };
@@ -109,6 +109,29 @@ fn a_broken_policy_changes_nothing_and_is_not_tried_for_ever() {
         let said = guest.check("journalctl -u vervet -n 30 --no-pager -o cat");
         assert!(said.contains("vervet.toml") && said.contains("florr"), "{said}");
         guest.check(&format!("sed -i '/florr/d' {POLICY} && systemctl restart vervet && vervet status"));
+    });
+}
+
+#[test]
+fn an_upgrade_stops_where_nobody_knows_what_is_in_force() {
+    story("an_upgrade_stops_where_nobody_knows_what_is_in_force", Stage::Installed, |guest| {
+        let journal = "/var/lib/vervet/vervet.db";
+        guest.check(&format!("systemctl stop vervet && cp -a {journal} /root/ && : >{journal}"));
+        guest.check("systemctl start vervet");
+        let pid = guest.main_pid("vervet");
+        let upgrade = guest.run(&format!("dpkg -i {PACKAGE}"));
+        assert_ne!(upgrade.code, 0, "{upgrade:?}");
+        assert!(upgrade.stderr.contains("could not be undone"), "{upgrade:?}");
+        assert_eq!(guest.check("dpkg-query -W -f '${Status}' vervet"), "install ok installed");
+        // The one that was there goes on: stopped for the upgrade, started again by its end.
+        guest.wait_for("the service is active again", SOON, "systemctl is-active vervet");
+        assert_ne!(guest.main_pid("vervet"), pid);
+        // An owner who knows better, and one who has mended it.
+        guest.check(&format!("VERVET_UPGRADE_ANYWAY=1 dpkg -i {PACKAGE}"));
+        guest.check(&format!("systemctl stop vervet && cp -a /root/vervet.db {journal}"));
+        guest.check(&format!(
+            "systemctl start vervet && dpkg -i {PACKAGE} && systemctl is-active vervet"
+        ));
     });
 }
 
