@@ -459,11 +459,11 @@ fn the_capabilities_of_the_unit_suffice_for_network_faults() {
     service.until_ready();
 
     let file = service.path("slow.toml");
-    let text = "title = \"slow\"\nhypothesis = \"it answers\"\ngroups = []\nrecovery = \"20s\"\n\
+    let experiment = "title = \"slow\"\nhypothesis = \"it answers\"\ngroups = []\nrecovery = \"20s\"\n\
                 [[probe]]\nname = \"answers\"\ntcp = \"127.0.0.1:8123\"\nevery = \"200ms\"\ntolerate = 20\n\
                 [[step]]\nname = \"slow\"\nfault = \"latency\"\ndelay = \"20ms\"\nduration = \"2s\"\n\
                 traffic = { listen = 8123, protocol = \"tcp\" }\n";
-    fs::write(&file, text).expect("written");
+    fs::write(&file, experiment).expect("written");
     // As long as the server does not listen, the run is refused.
     let deadline = Instant::now() + PATIENCE;
     let run = loop {
