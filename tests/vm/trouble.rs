@@ -57,8 +57,8 @@ fn a_disk_that_fills_up_keeps_nothing_in_force() {
         assert_over(guest, &before, &["/full", "/var/cache"]);
         // With room again all is well, perhaps after a moment.
         guest.check("rm /full /full2");
-        guest.wait_for("a run passes again", 2 * SOON, "vervet run /run/test/experiment.toml --detach");
-        let id = guest.vervet("runs")["runs"][0]["id"].as_str().expect("a run").to_owned();
+        let again = "vervet run /run/test/experiment.toml --detach";
+        let id = guest.wait_for("a run begins again", 2 * SOON, again);
         guest.abort(&id);
         guest.must_be_as(&before);
     });
