@@ -233,8 +233,23 @@ impl Journal {
             Ok(value)
         };
         let value = attempt().map_err(|error| self.failed(&error))?;
+        if sync == Sync::Now {
+            self.really_synced()?;
+        }
         self.writes.set(self.writes.get().saturating_add(1));
         Ok(value)
+    }
+
+    /// On a file system that has become read-only (an emergency remount, as after errors of the disk),
+    /// files that are open take writes and syncs without an error, and none of it reaches the disk.
+    fn really_synced(&self) -> Result<(), JournalError> {
+        match rustix::fs::statvfs(&self.path) {
+            Ok(status) if status.f_flag.contains(rustix::fs::StatVfsMountFlags::RDONLY) => {
+                let detail = "the file system has become read-only".to_owned();
+                Err(JournalError::ReadOnly { path: self.path.clone(), detail })
+            }
+            _ => Ok(()),
+        }
     }
 
     fn read<T>(&self, work: impl FnOnce(&Connection) -> rusqlite::Result<T>) -> Result<T, JournalError> {

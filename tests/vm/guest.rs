@@ -126,7 +126,7 @@ impl Guest {
             "end=$(($(cut -d. -f1 /proc/uptime) + {seconds}))
             until said=$( ( {script}\n) 2>&1); do
                 [ $(cut -d. -f1 /proc/uptime) -lt $end ] || {{ echo \"$said\"; exit 1; }}
-                sleep 0.1
+                sleep 0.3
             done
             echo \"$said\""
         );

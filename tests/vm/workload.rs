@@ -21,6 +21,8 @@ StartLimitIntervalSec=0
 ExecStart=/opt/test/net.py serve 0.0.0.0 %i :: %i
 Restart=always
 RestartSec=300ms
+[Install]
+WantedBy=multi-user.target
 ";
 
 /// The unit of the worker on this port.
