@@ -25,6 +25,7 @@ mod story;
 mod workload;
 
 mod connections;
+mod game;
 mod install;
 mod kill;
 mod latency;

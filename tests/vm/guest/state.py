@@ -107,7 +107,8 @@ def units():
 def files(top, device):
     """What there is, whose, with what rights; the content of what is small."""
     for entry in sorted(os.scandir(top), key=lambda entry: entry.name):
-        if entry.path in NOT_FILES:
+        # The private /tmp of a service has a new name after each start.
+        if entry.path in NOT_FILES or entry.name.startswith("systemd-private-"):
             continue
         try:
             info = entry.stat(follow_symlinks=False)

@@ -3,7 +3,8 @@
 
 watch.py UNIT… -- SECONDS
 
-Counts the units that have a live process, from the kernel alone (a cgroup that is populated), fifty
+Counts the units that have a live process, from the kernel alone (a cgroup that is populated and not
+frozen), fifty
 times a second. Prints the lowest and the highest count that it saw, how often it looked, and the time
 between the two deaths that were closest to each other, in seconds (or none), and all deaths:
 LOWEST HIGHEST LOOKS CLOSEST DEATHS
@@ -26,7 +27,8 @@ def up(files):
     for file in files:
         try:
             with open(file) as events:
-                return "populated 1" in events.read()
+                said = events.read()
+                return "populated 1" in said and "frozen 1" not in said
         except OSError:
             continue
     return False
