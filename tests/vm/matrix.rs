@@ -217,7 +217,8 @@ fn injected(guest: &mut Guest) -> Vec<String> {
 
 /// The service runs again and is clean, and so is the host.
 fn as_before(guest: &mut Guest, before: &State) {
-    guest.check("systemctl start vervet");
+    // polkit is up in every story; after a boot it starts with the first question.
+    guest.check("systemctl start vervet polkit");
     guest.wait_for("all workers are up", SOON, LISTENING);
     assert_eq!(guest.vervet("faults").value, serde_json::json!([]), "the agent still counts faults");
     guest.check("rm -f /root/next.deb");
