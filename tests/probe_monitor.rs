@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use support::{Kid, real};
+use support::{Kid, PATIENCE, observed, real};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use uuid::Uuid;
 use vervet::{
@@ -23,7 +23,6 @@ use vervet::{
 };
 
 const HOUR: Duration = Duration::from_hours(1);
-const PATIENCE: Duration = Duration::from_secs(20);
 
 fn group(name: &str, tag: &str, ready: ReadySource) -> GroupPolicy {
     GroupPolicy {
@@ -57,14 +56,7 @@ impl Watch {
 
     /// The first observation for which `choose` gives something.
     async fn next<T>(&mut self, choose: impl Fn(Observation) -> Option<T>) -> T {
-        let search = async {
-            loop {
-                if let Some(chosen) = choose(self.seen.recv().await.expect("monitors live")) {
-                    return chosen;
-                }
-            }
-        };
-        tokio::time::timeout(PATIENCE, search).await.expect("an observation")
+        observed(&mut self.seen, choose).await
     }
 
     async fn reading(&mut self, of: &str) -> Result<Reading, String> {

@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use process_support::real;
+use process_support::{observed, real};
 use systemd_support::{MockSystemd, MockUnit};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use vervet::{
@@ -21,8 +21,6 @@ use vervet::{
     policy::capacity::Reading,
     probe::monitor::{Monitors, Observation},
 };
-
-const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Cgroups of units of this test's own.
 struct Slice(PathBuf);
@@ -82,14 +80,7 @@ impl Shop {
     }
 
     async fn next<T>(&mut self, choose: impl Fn(Observation) -> Option<T>) -> T {
-        let search = async {
-            loop {
-                if let Some(chosen) = choose(self.seen.recv().await.expect("monitors live")) {
-                    return chosen;
-                }
-            }
-        };
-        tokio::time::timeout(PATIENCE, search).await.expect("an observation")
+        observed(&mut self.seen, choose).await
     }
 
     /// A reading with so many ready, of so many.

@@ -51,9 +51,9 @@ fn unknown(error: ClientError) -> Failure {
     if failure.exit == Exit::Unreachable && failure.document.is_none() {
         failure.message = format!(
             "cannot tell whether this is chaos: {}\n\
-             help: what a dead agent did is undone by its warden and by the kernel within seconds; as root, \
-             `vervet recover` undoes what may be left, and `journalctl -u vervet -p warning` says what began \
-             and ended",
+             help: what a dead agent did is undone by its warden and by the kernel within\n\
+             seconds; as root, `vervet recover` undoes what may be left, and\n\
+             `journalctl -u vervet -p warning` says what began and ended",
             failure.message
         );
     }

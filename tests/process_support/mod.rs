@@ -7,9 +7,32 @@ use std::{
     os::unix::{fs::symlink, process::CommandExt as _},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
+    time::Duration,
 };
 
-use vervet::host::{ProcessId, linux::process::Processes};
+use tokio::sync::mpsc::UnboundedReceiver;
+use vervet::{
+    host::{ProcessId, linux::process::Processes},
+    probe::monitor::Observation,
+};
+
+/// How long an observation may take.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+
+/// The first observation for which `choose` gives something.
+pub async fn observed<T>(
+    seen: &mut UnboundedReceiver<Observation>,
+    choose: impl Fn(Observation) -> Option<T>,
+) -> T {
+    let search = async {
+        loop {
+            if let Some(chosen) = choose(seen.recv().await.expect("monitors live")) {
+                return chosen;
+            }
+        }
+    };
+    tokio::time::timeout(PATIENCE, search).await.expect("an observation")
+}
 
 /// A child that is killed by pid, and reaped, when the test lets go of it.
 pub struct Kid(pub Child);

@@ -22,6 +22,13 @@ fn cap(more: &str) -> String {
     experiment(&["nginx"], &[&step])
 }
 
+fn open_nginx(guest: &mut Guest) {
+    guest.write_file("/etc/nginx/conf.d/test.conf", SITES);
+    guest.check("systemctl start nginx");
+    guest.unleash(GROUP);
+    guest.wait_ready("nginx", 2);
+}
+
 fn visits(guest: &mut Guest, port: u16) -> Visits {
     guest.visits("", &format!("127.0.0.1 {port} 4 ::1 {port} 4"))
 }
@@ -29,10 +36,7 @@ fn visits(guest: &mut Guest, port: u16) -> Visits {
 #[test]
 fn nginx_serves_five_visitors_and_no_more() {
     story("nginx_serves_five_visitors_and_no_more", Stage::Installed, |guest| {
-        guest.write_file("/etc/nginx/conf.d/test.conf", SITES);
-        guest.check("systemctl start nginx");
-        guest.unleash(GROUP);
-        guest.wait_ready("nginx", 2);
+        open_nginx(guest);
         assert_eq!(visits(guest, 8080).open, 8);
         let before = guest.snapshot();
         for (excess, told) in [("reset", "ConnectionRefusedError"), ("drop", "TimeoutError")] {
@@ -41,6 +45,9 @@ fn nginx_serves_five_visitors_and_no_more() {
             let capped = visits(guest, 8080);
             assert_eq!(capped, Visits { open: 5, turned_away: vec![told.to_owned(); 3] }, "{excess}");
             assert_eq!(visits(guest, 8081).open, 8, "another port of the same server");
+            // An abort does not wait for a measurement.
+            let measured = format!("vervet show {run} --json | grep '\"proven\": true'");
+            guest.wait_for("the effect is measured", 60, &measured);
             guest.abort(&run);
             let view = guest.run_view(&run);
             assert_eq!(view["steps"][0]["effect"]["proven"], true, "{view:#}");
@@ -53,10 +60,7 @@ fn nginx_serves_five_visitors_and_no_more() {
 #[test]
 fn who_is_there_stays_or_is_shown_out_as_asked() {
     story("who_is_there_stays_or_is_shown_out_as_asked", Stage::Installed, |guest| {
-        guest.write_file("/etc/nginx/conf.d/test.conf", SITES);
-        guest.check("systemctl start nginx");
-        guest.unleash(GROUP);
-        guest.wait_ready("nginx", 2);
+        open_nginx(guest);
         let before = guest.snapshot();
         for (existing, left) in [("keep", 3), ("close", 0)] {
             let guests = guest.begin("exec /opt/test/net.py hold 600 127.0.0.1 8080 2 ::1 8080 1");

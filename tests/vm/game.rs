@@ -12,7 +12,7 @@ use crate::{
     guest::Guest,
     prepared::Stage,
     story::story,
-    workload::{experiment, web_unit},
+    workload::{experiment, unit_group, web_unit},
 };
 
 const PORTS: [u16; 4] = [8001, 8002, 8003, 8004];
@@ -21,26 +21,13 @@ const FLOOR: u32 = 3;
 const WATCHED_S: u32 = 75;
 const ROUNDS: u32 = 12;
 
-const GROUP: &str = "\
-[[group]]
-name = \"web\"
-expected = 4
-floor = 3
-members = { unit = \"web@*.service\" }
-ready = \"systemd\"
-poll = \"500ms\"
-stale_after = \"10s\"
-settle = \"2s\"
-removal = { at_once = 1, every = \"4s\" }
-";
-
 #[test]
 fn whatever_is_drawn_the_floor_holds() {
     story("whatever_is_drawn_the_floor_holds", Stage::Installed, |guest| {
         let seed = std::env::var("VERVET_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(7);
         let mut rng = ChaCha12Rng::seed_from_u64(seed);
         guest.web(&PORTS);
-        guest.unleash(GROUP);
+        guest.unleash(&unit_group("web", "4s"));
         guest.wait_ready("web", 4);
         guest.check("mkdir -p /run/test");
         let before = guest.snapshot();

@@ -14,20 +14,11 @@ use crate::{
     prepared::{PACKAGE, Stage},
     state::State,
     story::story,
-    workload::{SOON, experiment},
+    workload::{SOON, experiment, web_unit},
 };
 
-/// A worker of its own for every fault; enabled, so that it is back after a boot.
-const WORKER: &str = "\
-[Unit]
-StartLimitIntervalSec=0
-[Service]
-ExecStart=/opt/test/net.py serve 0.0.0.0 %i :: %i
-Restart=always
-RestartSec=300ms
-[Install]
-WantedBy=multi-user.target
-";
+/// A worker of its own for every fault.
+const PORTS: [u16; 6] = [8001, 8002, 8003, 8004, 8005, 8006];
 
 const GROUP: &str = "\
 [limits]
@@ -180,10 +171,9 @@ fn by(name: &str, way: &str, deed: impl FnOnce(&mut Guest) -> String) {
 
 /// A host with its workers and an unleashed agent, as it is without a fault.
 fn host(guest: &mut Guest) -> State {
-    guest.write_file("/etc/systemd/system/web@.service", WORKER);
-    let units: Vec<String> = (8001..=8006).map(|port| format!("web@{port}.service")).collect();
-    guest.check(&format!("systemctl daemon-reload && systemctl enable --now {}", units.join(" ")));
-    guest.wait_for("the workers listen", SOON, LISTENING);
+    guest.web(&PORTS);
+    // So that they are back after a boot.
+    guest.check(&format!("systemctl enable {}", PORTS.map(web_unit).join(" ")));
     guest.unleash(GROUP);
     guest.wait_ready("web", 6);
     // What the story has set up is to survive the power's end, as it would on a host that is set up once.

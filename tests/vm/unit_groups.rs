@@ -4,7 +4,7 @@ use crate::{
     guest::Guest,
     prepared::Stage,
     story::story,
-    workload::{SOON, experiment},
+    workload::{SOON, experiment, unit_group},
 };
 
 /// Three processes in each unit; the main one listens nowhere itself.
@@ -18,19 +18,6 @@ RestartSec=300ms
 ";
 
 const PORTS: [u16; 4] = [8101, 8102, 8103, 8104];
-
-const GROUP: &str = "\
-[[group]]
-name = \"shop\"
-expected = 4
-floor = 3
-members = { unit = \"shop@*.service\" }
-ready = \"systemd\"
-poll = \"500ms\"
-stale_after = \"10s\"
-settle = \"3s\"
-removal = { at_once = 1, every = \"1s\" }
-";
 
 fn kill(pick: u32) -> String {
     format!(
@@ -62,7 +49,7 @@ fn open_shop(guest: &mut Guest) {
     let units = PORTS.map(|port| format!("shop@{port}")).join(" ");
     guest.check(&format!("systemctl daemon-reload && systemctl start {units}"));
     guest.wait_for("the shop listens", SOON, "[ $(ss -Hltn | grep -c ':810[1-4]') = 4 ]");
-    guest.unleash(GROUP);
+    guest.unleash(&unit_group("shop", "1s"));
     guest.wait_ready("shop", 4);
 }
 

@@ -140,6 +140,16 @@ pub fn web_group(expected: usize, floor: usize, every: &str) -> String {
     )
 }
 
+/// A `[[group]]` of four units of this template, three of which must stay, each ready as systemd says.
+pub fn unit_group(template: &str, every: &str) -> String {
+    format!(
+        "[[group]]\nname = \"{template}\"\nexpected = 4\nfloor = 3\n\
+         members = {{ unit = \"{template}@*.service\" }}\nready = \"systemd\"\n\
+         poll = \"500ms\"\nstale_after = \"10s\"\nsettle = \"3s\"\n\
+         removal = {{ at_once = 1, every = \"{every}\" }}\n"
+    )
+}
+
 /// An experiment that names these groups and has these steps.
 pub fn experiment(groups: &[&str], steps: &[&str]) -> String {
     let mut text = format!("title = \"A story\"\nhypothesis = \"It holds\"\ngroups = {groups:?}\n");

@@ -93,7 +93,7 @@ impl Engine {
                         self.stop(id, Stop { verdict: Verdict::Aborted, by, why }, now, out);
                     }
                 } else if end < run.steps.len() {
-                    self.begin_stage(id, end, now, out);
+                    self.begin_stage(id, end, out);
                 } else if run.probes.is_empty() {
                     self.finish(id, now, out);
                 } else {

@@ -1,6 +1,6 @@
 //! A step's way through its phases, from its stage's beginning to its fault undone.
 
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, ops::Range, sync::Arc, time::Duration};
 
 use serde_json::json;
 use uuid::Uuid;
@@ -44,28 +44,30 @@ pub(super) fn closing_at(step: &StepRun, spec: &Step, deadline: Moment) -> Momen
 }
 
 impl Engine {
-    /// Begins the steps that start together with step `first`.
-    pub(super) fn begin_stage(&mut self, id: Uuid, first: usize, now: Now, out: &mut Effects) {
-        let Some(run) = self.runs.get_mut(&id) else { return };
-        let end = run.stage_end(first);
-        run.phase = Phase::Stage { first, end };
-        for step in first..end {
+    /// Begins the steps that start together with step `first`: looks their targets up.
+    pub(super) fn begin_stage(&mut self, id: Uuid, first: usize, out: &mut Effects) {
+        for step in self.enter_stage(id, first) {
             self.resolve_step(id, step, out);
         }
-        let _ = now;
     }
 
     /// Begins the first stage with targets that were looked up for it this instant.
     pub(super) fn begin_stage_with(&mut self, id: Uuid, hits: Vec<Hit>, now: Now, out: &mut Effects) {
-        let Some(run) = self.runs.get_mut(&id) else { return };
-        let end = run.stage_end(0);
-        run.phase = Phase::Stage { first: 0, end };
-        for step in &mut run.steps[..end] {
-            step.phase = StepPhase::Resolving;
-        }
-        for (step, hit) in hits.into_iter().enumerate().take(end) {
+        for (step, hit) in self.enter_stage(id, 0).zip(hits) {
             self.step_found(id, step, Ok(hit), now, out);
         }
+    }
+
+    /// The steps of the stage; all of them wait for their targets now.
+    fn enter_stage(&mut self, id: Uuid, first: usize) -> Range<usize> {
+        let Some(run) = self.runs.get_mut(&id) else { return first..first };
+        let stage = first..run.stage_end(first);
+        run.phase = Phase::Stage { first, end: stage.end };
+        run.dirty = true;
+        for step in &mut run.steps[stage.clone()] {
+            step.phase = StepPhase::Resolving;
+        }
+        stage
     }
 
     fn resolve_step(&mut self, id: Uuid, step: usize, out: &mut Effects) {

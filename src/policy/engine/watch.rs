@@ -204,7 +204,7 @@ impl Engine {
                     for probe in &mut run.probes {
                         (probe.misses, probe.row, probe.worst_row) = (0, 0, 0);
                     }
-                    self.begin_stage(id, 0, now, out);
+                    self.begin_stage(id, 0, out);
                 }
             }
             Phase::Steadying if too_many => {
