@@ -14,6 +14,8 @@ use crate::{
 };
 
 const CHECKS: &[&str] = &["http", "tcp", "command", "group"];
+/// Without `group`: what holds of a group the limiter asks by itself.
+const CONDITIONS: &[&str] = &["http", "tcp", "command"];
 const EXPECT: &[&str] = &["status", "body", "within", "ready"];
 const PROBE: &[&str] = &["name", "expect", "every", "tolerate"];
 
@@ -32,15 +34,27 @@ pub fn probe(node: &Node, report: &Report) -> Read<Probe> {
     let shape = Shape { what: "a probe", keys: &[PROBE, CHECKS], known: later::nothing };
     let table = Table::open(node, report, &shape)?;
     let name = table.need("name", "name = \"checkout answers\"", values::line);
-    let check = check(&table);
+    let check = check(&table, shape.what, CHECKS);
     let every = values::duration(Duration::from_millis(10)..=Duration::from_hours(1));
     let every = table.or("every", EVERY, every);
     let tolerate = table.or("tolerate", 0, values::count(0..=1000, "misses"));
     Ok(Probe { name: name?, check: check?, every: every?, tolerate: tolerate? })
 }
 
-fn check(table: &Table<'_>) -> Read<Check> {
-    let kind = one_of(table, CHECKS, "a probe", "http = \"http://127.0.0.1:8080/healthz\"")?;
+/// A single question with what it expects, outside of any experiment.
+///
+/// # Errors
+/// When it is not exactly one check, or asks for more than its answer.
+#[allow(dead_code, reason = "for the freezes that hold while a condition does")]
+pub fn condition(node: &Node, report: &Report) -> Read<Check> {
+    let keys: &[&[&str]] = &[CONDITIONS, &["expect"]];
+    let shape = Shape { what: "a condition", keys, known: later::in_condition };
+    let table = Table::open(node, report, &shape)?;
+    check(&table, shape.what, CONDITIONS)
+}
+
+fn check(table: &Table<'_>, what: &str, checks: &'static [&'static str]) -> Read<Check> {
+    let kind = one_of(table, checks, what, "http = \"http://127.0.0.1:8080/healthz\"")?;
     let answer = match kind {
         "http" => table.need(kind, "", address::url).map(|url| {
             let (status, body, within) = (vec![200], None, WITHIN);

@@ -71,6 +71,21 @@ pub fn in_traffic(key: &str) -> Option<Known> {
     })
 }
 
+/// Keys of conditions.
+pub fn in_condition(key: &str) -> Option<Known> {
+    match key {
+        "group" => Some(Known {
+            message: "a condition asks the world outside, and the groups are the limiter's".to_owned(),
+            help: "a group's `floor` holds at all times; leave it out".to_owned(),
+        }),
+        "name" | "every" | "tolerate" => Some(Known {
+            message: format!("`{key}` belongs to a probe, and this is a condition"),
+            help: "a condition has one check and what it expects".to_owned(),
+        }),
+        _ => None,
+    }
+}
+
 /// Keys of readiness sources.
 pub fn in_ready(key: &str) -> Option<Known> {
     match key {

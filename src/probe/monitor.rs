@@ -18,7 +18,7 @@ use tokio::{
 };
 use uuid::Uuid;
 
-use super::{ask, deaths::Deaths, members::Discovery, ready::Source, systemd::name_mains};
+use super::{Asker, deaths::Deaths, members::Discovery, ready::Source, systemd::name_mains};
 use crate::{
     config::GroupPolicy,
     experiment::{Check, GroupName, Probe},
@@ -217,12 +217,13 @@ async fn watch_headroom(processes: Arc<Processes>, sender: UnboundedSender<Obser
 }
 
 async fn repeat_probe(run: Uuid, index: usize, probe: Probe, sender: UnboundedSender<Observation>) {
+    let mut asker = Asker::new(&probe.check);
     let mut ticks = interval(probe.every);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
     loop {
         ticks.tick().await;
         let at = clock::boottime();
-        let Some(outcome) = ask(&probe.check).await else { return };
+        let Some(outcome) = asker.ask().await else { return };
         if sender.send(Observation::Probe { run, probe: index, outcome, at }).is_err() {
             return;
         }
