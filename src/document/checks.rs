@@ -45,7 +45,6 @@ pub fn probe(node: &Node, report: &Report) -> Read<Probe> {
 ///
 /// # Errors
 /// When it is not exactly one check, or asks for more than its answer.
-#[allow(dead_code, reason = "for the freezes that hold while a condition does")]
 pub fn condition(node: &Node, report: &Report) -> Read<Check> {
     let keys: &[&[&str]] = &[CONDITIONS, &["expect"]];
     let shape = Shape { what: "a condition", keys, known: later::in_condition };
@@ -64,7 +63,7 @@ fn check(table: &Table<'_>, what: &str, checks: &'static [&'static str]) -> Read
             table.need(kind, "", address::endpoint).map(|address| Check::Tcp { address, within: WITHIN })
         }
         "group" => {
-            table.need(kind, "", values::group_name).map(|group| Check::Group { group, ready: 0 })
+            table.need(kind, "", values::some_group).map(|group| Check::Group { group, ready: 0 })
         }
         _ => table.need(kind, "", argv).map(|argv| Check::Command { argv, within: WITHIN }),
     };
