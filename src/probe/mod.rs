@@ -7,6 +7,7 @@ use crate::experiment::Check;
 
 pub mod command;
 pub mod deaths;
+pub mod freezes;
 pub mod http;
 pub mod members;
 pub mod monitor;
