@@ -9,6 +9,13 @@ use std::{fmt, net::IpAddr, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
+mod check;
+
+pub use check::{
+    Alertmanager, Bounds, DnsCheck, DnsQuestion, DnsRecord, Headers, HttpCheck, JsonExpect, Labels,
+    Percentiles, Prometheus, Quantile,
+};
+
 /// A whole experiment: a hypothesis, the steady state that must hold, and steps that do harm.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Experiment {
@@ -58,10 +65,18 @@ pub struct Probe {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum Check {
-    /// GET the URL: the status must be one of `status`, the body must contain `body`, all `within`.
-    Http { url: String, status: Vec<u16>, body: Option<String>, within: Duration },
+    /// A URL must answer as expected.
+    Http(HttpCheck),
     /// A connection to `address` (host:port) must be established within the time.
     Tcp { address: String, within: Duration },
+    /// A name must resolve as expected.
+    Dns(DnsCheck),
+    /// Every value of a query's result must lie within the bounds; no value at all is a miss.
+    Prometheus { server: Prometheus, query: String, bounds: Bounds },
+    /// None of these alerts may be firing, by the rules of a Prometheus.
+    PrometheusQuiet { server: Prometheus, quiet: Vec<Labels> },
+    /// None of these alerts may be active (neither silenced nor inhibited) in an Alertmanager.
+    AlertmanagerQuiet { server: Alertmanager, quiet: Vec<Labels> },
     /// The program (argument vector, no shell) must exit with status 0 within the time.
     Command { argv: Vec<String>, within: Duration },
     /// The group must have at least this many ready instances.

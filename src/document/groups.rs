@@ -78,9 +78,10 @@ fn check_staleness(table: &Table<'_>, group: &GroupPolicy) {
     let within = match &group.ready {
         ReadySource::Process => Duration::ZERO,
         ReadySource::Systemd => systemd::WITHIN,
-        ReadySource::Tcp { within, .. }
-        | ReadySource::Http { within, .. }
-        | ReadySource::Command { within, .. } => *within,
+        ReadySource::Http(ask) | ReadySource::HttpCount { ask, .. } => ask.within,
+        ReadySource::Dns(question) => question.within,
+        ReadySource::Prometheus { server, .. } => server.within,
+        ReadySource::Tcp { within, .. } | ReadySource::Command { within, .. } => *within,
     };
     let slowest = group.poll + within;
     if group.stale_after >= slowest {
