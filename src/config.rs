@@ -7,7 +7,10 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use jiff::Timestamp;
 
-use crate::experiment::{GroupName, Percent, ProcessSelector};
+use crate::{
+    experiment::{GroupName, Percent, ProcessSelector},
+    host::haproxy::Pool,
+};
 
 /// Where the agent keeps its journal, unless its policy says otherwise.
 pub const DEFAULT_STATE: &str = "/var/lib/vervet";
@@ -135,6 +138,8 @@ pub enum ReadySource {
     Tcp { port: Option<u16>, within: Duration },
     /// A member that answers so is ready. `{port}` and `{pid}` in the URL are the member's own.
     Http { url: String, status: Vec<u16>, body: Option<String>, within: Duration },
+    /// A member is ready when HAProxy has the server that is its address up, its last check included.
+    Haproxy { pool: Pool, within: Duration },
     /// The program prints the number of ready instances, or "ready total".
     Command { argv: Vec<String>, within: Duration },
 }

@@ -9,6 +9,8 @@ use std::{fmt, net::IpAddr, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
+use crate::host::haproxy::Pool;
+
 /// A whole experiment: a hypothesis, the steady state that must hold, and steps that do harm.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Experiment {
@@ -64,6 +66,8 @@ pub enum Check {
     Tcp { address: String, within: Duration },
     /// The program (argument vector, no shell) must exit with status 0 within the time.
     Command { argv: Vec<String>, within: Duration },
+    /// At least this many servers of the backend must be up.
+    Haproxy { pool: Pool, up: u32, within: Duration },
     /// The group must have at least this many ready instances.
     Group { group: GroupName, ready: u32 },
 }
@@ -153,6 +157,28 @@ pub struct Kill {
     pub target: ProcessTarget,
     pub signal: Signal,
     pub then: Option<Escalation>,
+    /// Take the victims out of a load balancer's rotation first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub drain: Option<Drain>,
+}
+
+/// What a kill does before it kills: its victims get no new requests, and finish those they have.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Drain {
+    pub pool: Pool,
+    /// How long sessions may take to end.
+    pub within: Duration,
+    pub late: Late,
+}
+
+/// What becomes of a victim that still has sessions when its time to drain is over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Late {
+    /// It is put back and not killed.
+    Spare,
+    /// It is killed with its sessions.
+    Kill,
 }
 
 /// The second signal of a kill.

@@ -11,11 +11,13 @@ use super::{
 use crate::{
     config::ReadySource,
     experiment::{Check, Probe},
+    host::haproxy::{Pool, is_name},
 };
 
-const CHECKS: &[&str] = &["http", "tcp", "command", "group"];
+const CHECKS: &[&str] = &["http", "tcp", "haproxy", "command", "group"];
 const EXPECT: &[&str] = &["status", "body", "within", "ready"];
-const PROBE: &[&str] = &["name", "expect", "every", "tolerate"];
+const UP: &[&str] = &["within", "up"];
+const PROBE: &[&str] = &["name", "backend", "expect", "every", "tolerate"];
 
 /// `every` of a probe, where it is not given.
 pub const EVERY: Duration = Duration::from_secs(1);
@@ -23,6 +25,9 @@ pub const EVERY: Duration = Duration::from_secs(1);
 pub const WITHIN: Duration = Duration::from_secs(1);
 /// `within` of a readiness source, where it is not given.
 pub const READY_WITHIN: Duration = Duration::from_millis(500);
+
+/// What the kernel takes for the path of a socket, in bytes.
+const SOCKET_PATH_MAX: usize = 107;
 
 const SHORTEST_WITHIN: Duration = Duration::from_millis(1);
 const LONGEST_WITHIN: Duration = Duration::from_mins(1);
@@ -41,6 +46,9 @@ pub fn probe(node: &Node, report: &Report) -> Read<Probe> {
 
 fn check(table: &Table<'_>) -> Read<Check> {
     let kind = one_of(table, CHECKS, "a probe", "http = \"http://127.0.0.1:8080/healthz\"")?;
+    if let (Some(node), true) = (table.node("backend"), kind != "haproxy") {
+        table.report.error(node, format!("`backend` is for `haproxy`, and this probe is `{kind}`"));
+    }
     let answer = match kind {
         "http" => table.need(kind, "", address::url).map(|url| {
             let (status, body, within) = (vec![200], None, WITHIN);
@@ -49,6 +57,7 @@ fn check(table: &Table<'_>) -> Read<Check> {
         "tcp" => {
             table.need(kind, "", address::endpoint).map(|address| Check::Tcp { address, within: WITHIN })
         }
+        "haproxy" => pool(table).map(|pool| Check::Haproxy { pool, up: 0, within: WITHIN }),
         "group" => {
             table.need(kind, "", values::group_name).map(|group| Check::Group { group, ready: 0 })
         }
@@ -62,6 +71,7 @@ fn check(table: &Table<'_>) -> Read<Check> {
         }
         Check::Tcp { address, .. } => Check::Tcp { address, within: expect.within },
         Check::Command { argv, .. } => Check::Command { argv, within: expect.within },
+        Check::Haproxy { pool, .. } => Check::Haproxy { pool, up: expect.ready, within: expect.within },
         Check::Group { group, .. } => Check::Group { group, ready: expect.ready },
     })
 }
@@ -79,12 +89,14 @@ fn expect(probe: &Table<'_>, kind: &str) -> Read<Expect> {
     let Some(node) = probe.node("expect") else {
         return match kind {
             "group" => Err(probe.missing("expect", "expect = { ready = 3 }")),
+            "haproxy" => Err(probe.missing("expect", "expect = { up = 3 }")),
             _ => Ok(default()),
         };
     };
     let (what, keys): (_, &[&str]) = match kind {
         "http" => ("what an http probe expects", &EXPECT[..3]),
         "group" => ("what a group probe expects", &EXPECT[3..]),
+        "haproxy" => ("what a haproxy probe expects", UP),
         "tcp" => ("what a tcp probe expects", &EXPECT[2..3]),
         _ => ("what a command probe expects", &EXPECT[2..3]),
     };
@@ -94,6 +106,7 @@ fn expect(probe: &Table<'_>, kind: &str) -> Read<Expect> {
     let within = within(&table, WITHIN);
     let ready = match kind {
         "group" => table.need("ready", "ready = 3", ready_count),
+        "haproxy" => table.need("up", "up = 3", values::count(1..=100_000, "servers")),
         _ => Ok(0),
     };
     Ok(Expect { status: status?, body: body?, within: within?, ready: ready? })
@@ -176,7 +189,30 @@ fn nothing_asked(table: &Table<'_>, keys: &[&str], message: String, example: &st
     table.report.advise(table.node, message, format!("for example: {example}"))
 }
 
-const SOURCES: &[&str] = &["http", "tcp", "command"];
+/// The backend of an HAProxy, in a table with its keys.
+pub fn pool(table: &Table<'_>) -> Read<Pool> {
+    let socket = |node: &Node, report: &Report| {
+        let path = values::absolute(node, report)?;
+        if path.len() > SOCKET_PATH_MAX {
+            return Err(report.error(node, "no socket can have a path of more than 107 bytes"));
+        }
+        Ok(path)
+    };
+    let haproxy = table.need("haproxy", "haproxy = \"/run/haproxy/admin.sock\"", socket);
+    let backend = table.need("backend", "backend = \"checkout\"", backend);
+    Ok(Pool { haproxy: haproxy?, backend: backend? })
+}
+
+fn backend(node: &Node, report: &Report) -> Read<String> {
+    let name = values::line(node, report)?;
+    if is_name(&name) {
+        return Ok(name);
+    }
+    let help = "HAProxy's names have letters, digits, `-`, `_`, `.` and `:`";
+    Err(report.advise(node, format!("`{name}` is not the name of a backend"), help))
+}
+
+const SOURCES: &[&str] = &["http", "tcp", "haproxy", "command"];
 
 /// `ready` of a group: a word, or a table with exactly one source.
 pub fn ready(node: &Node, report: &Report) -> Read<ReadySource> {
@@ -189,7 +225,7 @@ pub fn ready(node: &Node, report: &Report) -> Read<ReadySource> {
         };
     }
     let what = "a readiness source";
-    let keys: &[&[&str]] = &[SOURCES, &["status", "body", "within"]];
+    let keys: &[&[&str]] = &[SOURCES, &["status", "body", "within", "backend"]];
     let table = Table::open(node, report, &Shape { what, keys, known: later::in_ready })?;
     let kind = one_of(&table, SOURCES, what, "http = \"http://127.0.0.1:{port}/healthz\"")?;
     if kind != "http" {
@@ -199,8 +235,12 @@ pub fn ready(node: &Node, report: &Report) -> Read<ReadySource> {
             }
         }
     }
+    if let (Some(node), true) = (table.node("backend"), kind != "haproxy") {
+        report.error(node, format!("`backend` is for `haproxy`, and this source is `{kind}`"));
+    }
     let within = within(&table, READY_WITHIN);
     match kind {
+        "haproxy" => Ok(ReadySource::Haproxy { pool: pool(&table)?, within: within? }),
         "http" => {
             let url = table.need("http", "", address::member_url);
             let (status, body) = (statuses(&table), table.find("body", values::prose));
@@ -237,6 +277,6 @@ fn no_source(node: &Node, report: &Report, word: &str) -> Failed {
         let help = format!("write `ready = {{ {word} = … }}`");
         return report.advise(node, format!("`{word}` needs to know whom to ask"), help);
     }
-    let words = ["process", "systemd", "tcp", "http", "command"].into_iter();
+    let words = ["process", "systemd", "tcp", "http", "haproxy", "command"].into_iter();
     values::no_such(node, report, "a readiness source", word, words)
 }

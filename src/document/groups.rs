@@ -80,6 +80,7 @@ fn check_staleness(table: &Table<'_>, group: &GroupPolicy) {
         ReadySource::Systemd => systemd::WITHIN,
         ReadySource::Tcp { within, .. }
         | ReadySource::Http { within, .. }
+        | ReadySource::Haproxy { within, .. }
         | ReadySource::Command { within, .. } => *within,
     };
     let slowest = group.poll + within;

@@ -74,7 +74,7 @@ pub fn in_traffic(key: &str) -> Option<Known> {
 /// Keys of readiness sources.
 pub fn in_ready(key: &str) -> Option<Known> {
     match key {
-        "haproxy" | "prometheus" => later(
+        "prometheus" => later(
             &format!("the readiness source `{key}`"),
             "a `command` that prints the number of ready instances can ask it",
         ),

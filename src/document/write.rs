@@ -9,8 +9,8 @@ use serde_json::{Map, Value, json};
 
 use crate::{
     experiment::{
-        Check, Connections, Experiment, FaultSpec, Kill, Latency, Order, Peer, Percent, Pick, Probe,
-        ProcessSelector, ProcessTarget, Start, Step, Traffic,
+        Check, Connections, Drain, Experiment, FaultSpec, Kill, Latency, Order, Peer, Percent, Pick,
+        Probe, ProcessSelector, ProcessTarget, Start, Step, Traffic,
     },
     units::show_duration,
 };
@@ -66,6 +66,12 @@ fn probe(probe: &Probe) -> Value {
             put(&mut keys, "command", argv);
             put_span(&mut expect, "within", *within);
         }
+        Check::Haproxy { pool, up, within } => {
+            put(&mut keys, "haproxy", &pool.haproxy);
+            put(&mut keys, "backend", &pool.backend);
+            put(&mut expect, "up", up);
+            put_span(&mut expect, "within", *within);
+        }
         Check::Group { group, ready } => {
             put(&mut keys, "group", group);
             put(&mut expect, "ready", ready);
@@ -109,6 +115,11 @@ fn put_kill(keys: &mut Map<String, Value>, kill: &Kill) {
     put(keys, "signal", kill.signal);
     if let Some(then) = kill.then {
         put(keys, "then", json!({ "signal": then.signal, "after": show_duration(then.after) }));
+    }
+    if let Some(Drain { pool, within, late }) = &kill.drain {
+        let (haproxy, backend, within) = (&pool.haproxy, &pool.backend, show_duration(*within));
+        let drain = json!({ "haproxy": haproxy, "backend": backend, "within": within, "late": late });
+        put(keys, "drain", drain);
     }
 }
 

@@ -7,6 +7,7 @@ use crate::experiment::Check;
 
 pub mod command;
 pub mod deaths;
+pub mod haproxy;
 pub mod http;
 pub mod members;
 pub mod monitor;
@@ -28,6 +29,7 @@ pub async fn ask(check: &Check) -> Option<Result<(), String>> {
         Check::Command { argv, within } => {
             Some(command::run(argv, *within).await.and_then(|ended| ended.success().map(drop)))
         }
+        Check::Haproxy { pool, up, within } => Some(haproxy::at_least(pool, *up, *within).await),
         Check::Group { .. } => None,
     }
 }

@@ -7,7 +7,7 @@ use std::{net::SocketAddr, sync::Arc};
 
 use tokio::{sync::Notify, task::JoinSet};
 
-use super::{command, http, members::Discovery, process, systemd, tcp};
+use super::{command, haproxy, http, members::Discovery, process, systemd, tcp};
 use crate::{
     config::{GroupPolicy, ReadySource},
     host::{
@@ -52,6 +52,12 @@ impl Source {
         if let ReadySource::Command { argv, within } = &self.group.ready {
             let ended = command::run(argv, *within).await?;
             return Ok(self.counted(ended.count()?, found.len(), taken_at));
+        }
+        if let ReadySource::Haproxy { pool, within } = &self.group.ready {
+            let servers = haproxy::servers(pool, *within).await?;
+            let members = haproxy::judge(pool, &servers, self.living(found).await?)?;
+            let ready = count(members.iter().filter(|member| member.ready).count());
+            return Ok(Reading { ready, total: count(members.len()), taken_at, members: Some(members) });
         }
         let mut members = self.ask_all(self.living(found).await?).await?;
         if self.group.counts_units() && !self.processes.doubtful_units().is_empty() {
@@ -142,7 +148,10 @@ impl Question {
     /// `None` where being alive is all that is asked.
     fn new(source: &ReadySource, found: &Found) -> Result<Option<Self>, String> {
         match source {
-            ReadySource::Process | ReadySource::Systemd | ReadySource::Command { .. } => Ok(None),
+            ReadySource::Process
+            | ReadySource::Systemd
+            | ReadySource::Haproxy { .. }
+            | ReadySource::Command { .. } => Ok(None),
             ReadySource::Tcp { port, within } => {
                 let mut addresses = reachable(found)?;
                 addresses.retain(|address| port.is_none_or(|port| address.port() == port));
@@ -201,7 +210,7 @@ impl Question {
 }
 
 /// Where a member listens, if the agent can go there.
-fn reachable(found: &Found) -> Result<Vec<SocketAddr>, String> {
+pub(super) fn reachable(found: &Found) -> Result<Vec<SocketAddr>, String> {
     let pid = found.candidate.id.pid;
     match &found.listens {
         Ok(listens) if listens.elsewhere => {
