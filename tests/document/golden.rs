@@ -117,7 +117,7 @@ fn policies() -> Vec<(&'static str, String)> {
         ("percentage of nothing", group(&format!("floor = \"75%\"\n{members}"))),
         ("floor missing", group(members)),
         ("twice the same name", format!("{0}{0}", group(&format!("floor = 1\n{members}")))),
-        ("later source", group(&format!("floor = 1\n{members}ready = {{ haproxy = \"be\" }}"))),
+        ("later source", group(&format!("floor = 1\n{members}ready = {{ prometheus = \"up\" }}"))),
         ("systemd of processes", group(&format!("floor = 1\n{members}ready = \"systemd\""))),
         ("every unit", group("floor = 1\nmembers = { unit = \"*\" }")),
         ("slice members", group("floor = 1\nmembers = { unit = \"system-checkout.slice\" }")),

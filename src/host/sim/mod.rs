@@ -222,7 +222,8 @@ impl SimHost {
         let world = self.world();
         let leads = |process: &&process::Process| {
             let led = world.processes.led_by.contains_key(&process.candidate.id);
-            let frozen = world.units.is_frozen(&process.candidate.cgroup, &world.processes);
+            let frozen = world.units.is_frozen(&process.candidate.cgroup, &world.processes)
+                || world.balancer.drains_any_of(&process.candidate.listens);
             process.candidate.name == name && !led && !process.stopped && !frozen
         };
         let leaders = world.processes.all().filter(leads);
