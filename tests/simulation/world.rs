@@ -757,15 +757,37 @@ impl World {
         self.seen_freezes = freezes.len();
         let drains = self.host.drains();
         for server in drains[self.seen_drains..].iter().cloned() {
-            let named = self.ledger.any_intent(|intent| {
-                let undrain =
-                    |item: &Restore| matches!(item, Restore::Undrain { server: s, .. } if *s == server);
-                intent.prepared.undo.restores.iter().any(undrain)
-            });
-            self.promise(named, &format!("the drain of {server} was named in a durable intent"));
             self.tally.drains += 1;
+            self.check_drain(&server);
         }
         self.seen_drains = drains.len();
+    }
+
+    /// Who gets no requests is no capacity: the drain is the removal, and the kill that follows is not
+    /// another one.
+    fn check_drain(&mut self, server: &str) {
+        let named = std::cell::RefCell::new(None);
+        let port: u16 = 8000 + server.trim_start_matches('s').parse::<u16>().unwrap();
+        let _ = self.ledger.any_intent(|intent| {
+            let undrain =
+                |item: &Restore| matches!(item, Restore::Undrain { server: s, .. } if s == server);
+            if let Target::Processes { processes } = &intent.prepared.target
+                && intent.prepared.undo.restores.iter().any(undrain)
+            {
+                // The last one counts.
+                let victim = processes.iter().find(|p| p.listens.contains(&port)).map(|p| p.id);
+                named.replace(Some((intent.fault().clone(), victim)));
+            }
+            false
+        });
+        let named = named.into_inner();
+        self.promise(named.is_some(), &format!("the drain of {server} was named in a durable intent"));
+        if let Some((fault, Some(victim))) = named
+            && self.host.lives(victim)
+            && self.taken.insert((fault, victim))
+        {
+            self.check_removal(0);
+        }
     }
 
     /// A unit that had lost its main process before was no instance any more.
