@@ -7,7 +7,10 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use jiff::Timestamp;
 
-use crate::experiment::{DnsQuestion, GroupName, HttpCheck, Percent, ProcessSelector, Prometheus};
+use crate::{
+    experiment::{DnsQuestion, GroupName, HttpCheck, Percent, ProcessSelector, Prometheus},
+    host::haproxy::Pool,
+};
 
 /// Where the agent keeps its journal, unless its policy says otherwise.
 pub const DEFAULT_STATE: &str = "/var/lib/vervet";
@@ -141,6 +144,8 @@ pub enum ReadySource {
     Dns(DnsQuestion),
     /// The single value of the query is the number of ready instances.
     Prometheus { server: Prometheus, query: String },
+    /// A member is ready when HAProxy has the server that is its address up, its last check included.
+    Haproxy { pool: Pool, within: Duration },
     /// The program prints the number of ready instances, or "ready total".
     Command { argv: Vec<String>, within: Duration },
 }

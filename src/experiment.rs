@@ -9,6 +9,8 @@ use std::{fmt, net::IpAddr, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
+use crate::host::haproxy::Pool;
+
 mod check;
 
 pub use check::{
@@ -79,6 +81,8 @@ pub enum Check {
     AlertmanagerQuiet { server: Alertmanager, quiet: Vec<Labels> },
     /// The program (argument vector, no shell) must exit with status 0 within the time.
     Command { argv: Vec<String>, within: Duration },
+    /// At least this many servers of the backend must be up.
+    Haproxy { pool: Pool, up: u32, within: Duration },
     /// The group must have at least this many ready instances.
     Group { group: GroupName, ready: u32 },
 }
@@ -168,6 +172,28 @@ pub struct Kill {
     pub target: ProcessTarget,
     pub signal: Signal,
     pub then: Option<Escalation>,
+    /// Take the victims out of a load balancer's rotation first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub drain: Option<Drain>,
+}
+
+/// What a kill does before it kills: its victims get no new requests, and finish those they have.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Drain {
+    pub pool: Pool,
+    /// How long sessions may take to end.
+    pub within: Duration,
+    pub late: Late,
+}
+
+/// What becomes of a victim that still has sessions when its time to drain is over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Late {
+    /// It is put back and not killed.
+    Spare,
+    /// It is killed with its sessions.
+    Kill,
 }
 
 /// The second signal of a kill.

@@ -14,19 +14,22 @@ use super::{
 use crate::experiment::{Check, Probe};
 
 mod dns;
+mod haproxy;
 mod http;
 mod prometheus;
 mod ready;
 
+pub use haproxy::pool;
 pub use ready::ready;
 
-const CHECKS: &[&str] = &["http", "tcp", "dns", "prometheus", "alertmanager", "command", "group"];
+const CHECKS: &[&str] =
+    &["http", "tcp", "dns", "prometheus", "alertmanager", "haproxy", "command", "group"];
 /// Without `group`: what holds of a group the limiter asks by itself.
-const CONDITIONS: &[&str] = &["http", "tcp", "dns", "prometheus", "alertmanager", "command"];
+const CONDITIONS: &[&str] = &["http", "tcp", "dns", "prometheus", "alertmanager", "haproxy", "command"];
 const PROBE: &[&str] = &["name", "expect", "every", "tolerate"];
 
 /// What belongs to the question of some checks only, and to which.
-const QUESTION: &[&str] = &["headers", "server", "query", "quiet", "fresh", "watchdog"];
+const QUESTION: &[&str] = &["headers", "server", "query", "quiet", "fresh", "watchdog", "backend"];
 const ASKED_OF: &[(&str, &[&str])] = &[
     ("headers", &["http", "prometheus", "alertmanager"]),
     ("server", &["dns"]),
@@ -34,6 +37,7 @@ const ASKED_OF: &[(&str, &[&str])] = &[
     ("quiet", &["prometheus", "alertmanager"]),
     ("fresh", &["prometheus"]),
     ("watchdog", &["alertmanager"]),
+    ("backend", &["haproxy"]),
 ];
 
 /// `every` of a probe, where it is not given.
@@ -85,6 +89,7 @@ fn check(
         "dns" => dns::check(table),
         "prometheus" => prometheus::prometheus(table),
         "alertmanager" => prometheus::alertmanager(table),
+        "haproxy" => haproxy::check(table),
         "tcp" => {
             let address = table.need(kind, "", address::endpoint);
             let within = expect(table, "what a tcp probe expects", &["within"], within_of);

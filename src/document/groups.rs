@@ -81,7 +81,9 @@ fn check_staleness(table: &Table<'_>, group: &GroupPolicy) {
         ReadySource::Http(ask) | ReadySource::HttpCount { ask, .. } => ask.within,
         ReadySource::Dns(question) => question.within,
         ReadySource::Prometheus { server, .. } => server.within,
-        ReadySource::Tcp { within, .. } | ReadySource::Command { within, .. } => *within,
+        ReadySource::Tcp { within, .. }
+        | ReadySource::Haproxy { within, .. }
+        | ReadySource::Command { within, .. } => *within,
     };
     let slowest = group.poll + within;
     if group.stale_after >= slowest {

@@ -117,10 +117,6 @@ pub fn in_condition(key: &str) -> Option<Known> {
 /// Keys of readiness sources.
 pub fn in_ready(key: &str) -> Option<Known> {
     match key {
-        "haproxy" => later(
-            &format!("the readiness source `{key}`"),
-            "a `command` that prints the number of ready instances can ask it",
-        ),
         "alertmanager" => Some(Known {
             message: "an Alertmanager counts no instances".to_owned(),
             help: "a probe can ask it whether an alert is active".to_owned(),

@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 
 use crate::{
     experiment::{
-        Connections, Experiment, FaultSpec, Kill, Latency, Order, Peer, Percent, Pick, Probe,
+        Connections, Drain, Experiment, FaultSpec, Kill, Latency, Order, Peer, Percent, Pick, Probe,
         ProcessSelector, ProcessTarget, Start, Step, Traffic,
     },
     units::show_duration,
@@ -90,6 +90,11 @@ fn put_kill(keys: &mut Map<String, Value>, kill: &Kill) {
     put(keys, "signal", kill.signal);
     if let Some(then) = kill.then {
         put(keys, "then", json!({ "signal": then.signal, "after": show_duration(then.after) }));
+    }
+    if let Some(Drain { pool, within, late }) = &kill.drain {
+        let (haproxy, backend, within) = (&pool.haproxy, &pool.backend, show_duration(*within));
+        let drain = json!({ "haproxy": haproxy, "backend": backend, "within": within, "late": late });
+        put(keys, "drain", drain);
     }
 }
 

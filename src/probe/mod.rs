@@ -12,6 +12,7 @@ pub mod answer;
 pub mod command;
 pub mod deaths;
 pub mod dns;
+pub mod haproxy;
 pub mod http;
 pub mod members;
 pub mod monitor;
@@ -69,6 +70,7 @@ impl Asker {
             Check::Command { argv, within } => {
                 Some(command::run(argv, *within).await.and_then(|ended| ended.success().map(drop)))
             }
+            Check::Haproxy { pool, up, within } => Some(haproxy::at_least(pool, *up, *within).await),
             Check::Group { .. } => None,
         }
     }

@@ -15,7 +15,7 @@ use tokio::{sync::Notify, task::JoinSet};
 use super::{
     answer,
     command::{self, Count},
-    dns, http,
+    dns, haproxy, http,
     members::Discovery,
     process, prometheus, systemd, tcp,
 };
@@ -67,6 +67,12 @@ impl Source {
         if let Some(counted) = self.count().await? {
             return self.counted(counted, taken_at);
         }
+        if let ReadySource::Haproxy { pool, within } = &self.group.ready {
+            let servers = haproxy::servers(pool, *within).await?;
+            let members = haproxy::judge(pool, &servers, self.living(found).await?)?;
+            let ready = count(members.iter().filter(|member| member.ready).count());
+            return Ok(Reading { ready, total: count(members.len()), taken_at, members: Some(members) });
+        }
         let mut members = self.ask_all(self.living(found).await?).await?;
         if self.group.counts_units() && !self.processes.doubtful_units().is_empty() {
             self.doubt.notify_one();
@@ -112,6 +118,7 @@ impl Source {
             ReadySource::Process
             | ReadySource::Systemd
             | ReadySource::Tcp { .. }
+            | ReadySource::Haproxy { .. }
             | ReadySource::Http(_) => return Ok(None),
         };
         Ok(Some(counted))
@@ -215,6 +222,7 @@ impl Question {
         match source {
             ReadySource::Process
             | ReadySource::Systemd
+            | ReadySource::Haproxy { .. }
             | ReadySource::Command { .. }
             | ReadySource::HttpCount { .. }
             | ReadySource::Dns(_)
@@ -275,7 +283,7 @@ impl Question {
 }
 
 /// Where a member listens, if the agent can go there.
-fn reachable(found: &Found) -> Result<Vec<SocketAddr>, String> {
+pub(super) fn reachable(found: &Found) -> Result<Vec<SocketAddr>, String> {
     let pid = found.candidate.id.pid;
     match &found.listens {
         Ok(listens) if listens.elsewhere => {

@@ -158,7 +158,7 @@ fn policies() -> Vec<(&'static str, String)> {
         ("percentage of nothing", group(&format!("floor = \"75%\"\n{members}"))),
         ("floor missing", group(members)),
         ("twice the same name", format!("{0}{0}", group(&format!("floor = 1\n{members}")))),
-        ("later source", group(&format!("floor = 1\n{members}ready = {{ haproxy = \"be\" }}"))),
+        ("backend of what", group(&format!("floor = 1\n{members}ready = {{ haproxy = \"be\" }}"))),
         (
             "alerts are no count",
             group(&format!("floor = 1\n{members}ready = {{ alertmanager = \"http://a/\" }}")),

@@ -7,11 +7,12 @@ use vervet::{
     document::{self, Format},
     experiment::{
         Alertmanager, Bounds, Check, Cidr, Connections, DelayEngine, Distribution, DnsCheck,
-        DnsQuestion, DnsRecord, Escalation, Excess, Existing, Experiment, FaultSpec, GroupName, Headers,
-        HttpCheck, JsonExpect, Kill, Labels, Latency, Order, Pause, Peer, Percent, Percentiles, Pick,
-        Probe, ProcessSelector, ProcessTarget, Prometheus, Protocol, Quantile, Signal, Start, Step,
-        Traffic, UnitAction, UnitFault,
+        DnsQuestion, DnsRecord, Drain, Escalation, Excess, Existing, Experiment, FaultSpec, GroupName,
+        Headers, HttpCheck, JsonExpect, Kill, Labels, Late, Latency, Order, Pause, Peer, Percent,
+        Percentiles, Pick, Probe, ProcessSelector, ProcessTarget, Prometheus, Protocol, Quantile,
+        Signal, Start, Step, Traffic, UnitAction, UnitFault,
     },
+    host::haproxy::Pool,
 };
 
 use crate::valid::{POLICY, library};
@@ -133,6 +134,10 @@ fn probe(at: usize) -> impl Strategy<Value = Probe> {
                 let argv = std::iter::once("/bin/true".to_owned()).chain(rest).collect();
                 Check::Command { argv, within }
             }),
+            (1_u32..100, within()).prop_map(|(up, within)| {
+                let pool = Pool { haproxy: "/run/h.sock".to_owned(), backend: "web".to_owned() };
+                Check::Haproxy { pool, up, within }
+            }),
             (1_u32..100).prop_map(|ready| Check::Group { group: "checkout".into(), ready }),
         ]
     };
@@ -201,10 +206,18 @@ fn kill() -> impl Strategy<Value = FaultSpec> {
         select(names)
     };
     let then = option::of((signals(), span(5_000)));
-    (target(selector()), signals(), then).prop_map(|(target, signal, then)| {
+    let late = select(vec![Late::Spare, Late::Kill]);
+    let pool = ("/[a-z/]{1,20}", "[a-zA-Z0-9_.:-]{1,20}")
+        .prop_map(|(haproxy, backend)| Pool { haproxy, backend });
+    let drain = (pool, span(5_000), late).prop_map(|(pool, within, late)| Drain {
+        pool,
+        within: within.max(Duration::from_millis(10)),
+        late,
+    });
+    (target(selector()), signals(), then, option::of(drain)).prop_map(|(target, signal, then, drain)| {
         let then = then.filter(|_| signal != Signal::KILL);
         let then = then.map(|(signal, after)| Escalation { signal, after });
-        FaultSpec::Kill(Kill { target, signal, then })
+        FaultSpec::Kill(Kill { target, signal, then, drain })
     })
 }
 
@@ -285,7 +298,7 @@ fn step(at: usize) -> impl Strategy<Value = Step> {
     ];
     (fault, span(1_000_000), any::<bool>(), any::<bool>(), 0_u32..5).prop_map(
         move |(fault, duration, long, with, charge)| {
-            let endless = matches!(fault, FaultSpec::Kill(_)) && !long;
+            let endless = matches!(fault, FaultSpec::Kill(Kill { drain: None, .. })) && !long;
             Step {
                 name: format!("step {at}"),
                 fault,

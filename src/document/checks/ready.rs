@@ -7,19 +7,19 @@ use super::{
         tree::{Node, Value},
         values,
     },
-    READY_WITHIN, argv, dns, http, one_of, only_for, prometheus, within,
+    READY_WITHIN, argv, dns, http, one_of, only_for, pool, prometheus, within,
 };
 use crate::{
     config::ReadySource,
     experiment::{Headers, HttpCheck},
 };
 
-const SOURCES: &[&str] = &["http", "tcp", "dns", "prometheus", "command"];
+const SOURCES: &[&str] = &["http", "tcp", "dns", "prometheus", "haproxy", "command"];
 
 /// What belongs to some sources only, and to which.
 const DETAILS: &[&str] = &[
     "status", "body", "headers", "expect", "count", "total", "server", "type", "query", "fresh",
-    "max_age",
+    "max_age", "backend",
 ];
 const OF: &[(&str, &[&str])] = &[
     ("status", &["http"]),
@@ -33,6 +33,7 @@ const OF: &[(&str, &[&str])] = &[
     ("query", &["prometheus"]),
     ("fresh", &["prometheus"]),
     ("max_age", &["prometheus"]),
+    ("backend", &["haproxy"]),
 ];
 
 /// `ready` of a group: a word, or a table with exactly one source.
@@ -57,6 +58,7 @@ pub fn ready(node: &Node, report: &Report) -> Read<ReadySource> {
             let port = table.need("tcp", "", listening_port);
             Ok(ReadySource::Tcp { port: port?, within: within? })
         }
+        "haproxy" => Ok(ReadySource::Haproxy { pool: pool(&table)?, within: within? }),
         "dns" => dns::source(&table, within).map(ReadySource::Dns),
         "prometheus" => {
             let (server, query) = prometheus::source(&table, within)?;
@@ -124,6 +126,7 @@ fn no_source(node: &Node, report: &Report, word: &str) -> Failed {
         let help = format!("write `ready = {{ {word} = … }}`");
         return report.advise(node, format!("`{word}` needs to know whom to ask"), help);
     }
-    let words = ["process", "systemd", "tcp", "http", "dns", "prometheus", "command"].into_iter();
+    let words =
+        ["process", "systemd", "tcp", "http", "dns", "prometheus", "haproxy", "command"].into_iter();
     values::no_such(node, report, "a readiness source", word, words)
 }

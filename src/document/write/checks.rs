@@ -34,6 +34,12 @@ pub fn put_check(keys: &mut Map<String, Value>, check: &Check) {
             put(keys, "command", argv);
             put_span(&mut expect, "within", *within);
         }
+        Check::Haproxy { pool, up, within } => {
+            put(keys, "haproxy", &pool.haproxy);
+            put(keys, "backend", &pool.backend);
+            put(&mut expect, "up", up);
+            put_span(&mut expect, "within", *within);
+        }
         Check::Group { group, ready } => {
             put(keys, "group", group);
             put(&mut expect, "ready", ready);
