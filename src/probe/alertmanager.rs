@@ -44,7 +44,7 @@ pub async fn quiet(server: &Alertmanager, quiet: &[Labels]) -> Result<(), String
     let Alertmanager { url, within, .. } = server;
     match timeout(*within, judge(server, quiet)).await {
         Ok(result) => result.map_err(|error| format!("alertmanager {url}: {error}")),
-        Err(_) => Err(format!("alertmanager {url}: no answer within {within:?}")),
+        Err(_) => Err(format!("alertmanager {url}: did not answer within {within:?}")),
     }
 }
 

@@ -279,7 +279,7 @@ async fn in_time<T>(
     let Prometheus { url, within, .. } = server;
     match timeout(*within, work).await {
         Ok(result) => result.map_err(|error| format!("prometheus {url}: {error}")),
-        Err(_) => Err(format!("prometheus {url}: no answer within {within:?}")),
+        Err(_) => Err(format!("prometheus {url}: did not answer within {within:?}")),
     }
 }
 
