@@ -7,7 +7,10 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use jiff::{Timestamp, tz::TimeZone};
 
-use crate::experiment::{Check, GroupName, Percent, ProcessSelector};
+use crate::{
+    experiment::{Check, DnsQuestion, GroupName, HttpCheck, Percent, ProcessSelector, Prometheus},
+    host::haproxy::Pool,
+};
 
 /// Where the agent keeps its journal, unless its policy says otherwise.
 pub const DEFAULT_STATE: &str = "/var/lib/vervet";
@@ -139,7 +142,15 @@ pub enum ReadySource {
     /// A member that accepts a connection on `port` (absent: on each port that it listens on) is ready.
     Tcp { port: Option<u16>, within: Duration },
     /// A member that answers so is ready. `{port}` and `{pid}` in the URL are the member's own.
-    Http { url: String, status: Vec<u16>, body: Option<String>, within: Duration },
+    Http(HttpCheck),
+    /// One URL counts for the whole group: numbers at these JSON pointers into its body.
+    HttpCount { ask: HttpCheck, count: String, total: Option<String> },
+    /// Each record that the name has is a ready instance.
+    Dns(DnsQuestion),
+    /// The single value of the query is the number of ready instances.
+    Prometheus { server: Prometheus, query: String },
+    /// A member is ready when HAProxy has the server that is its address up, its last check included.
+    Haproxy { pool: Pool, within: Duration },
     /// The program prints the number of ready instances, or "ready total".
     Command { argv: Vec<String>, within: Duration },
 }

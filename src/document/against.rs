@@ -96,6 +96,7 @@ fn step(policy: &Policy, step: &Step, path: &str) -> Vec<Diagnostic> {
     let mut found = vec![too_long("duration", step.duration)];
     if let FaultSpec::Kill(kill) = &step.fault {
         found.push(too_long("then.after", kill.then.map(|then| then.after)));
+        found.push(too_long("drain.within", kill.drain.as_ref().map(|drain| drain.within)));
     }
     if let FaultSpec::Kill(Kill { target, .. })
     | FaultSpec::Pause(Pause { target })

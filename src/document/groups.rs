@@ -93,8 +93,11 @@ fn check_staleness(table: &Table<'_>, group: &GroupPolicy) {
     let within = match &group.ready {
         ReadySource::Process => Duration::ZERO,
         ReadySource::Systemd => systemd::WITHIN,
+        ReadySource::Http(ask) | ReadySource::HttpCount { ask, .. } => ask.within,
+        ReadySource::Dns(question) => question.within,
+        ReadySource::Prometheus { server, .. } => server.within,
         ReadySource::Tcp { within, .. }
-        | ReadySource::Http { within, .. }
+        | ReadySource::Haproxy { within, .. }
         | ReadySource::Command { within, .. } => *within,
     };
     let slowest = group.poll + within;

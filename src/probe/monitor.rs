@@ -96,6 +96,7 @@ impl Monitors {
                 index,
                 systemd: Arc::clone(&systemd),
                 doubt: Arc::clone(&doubt),
+                found: Arc::default(),
             };
             tasks.spawn(watch_group(source, wish, sender.clone()));
         }
@@ -244,7 +245,7 @@ async fn repeat_probe(run: Uuid, index: usize, probe: Probe, sender: UnboundedSe
     loop {
         ticks.tick().await;
         let at = clock::boottime();
-        let Some(outcome) = asker.ask().await else { return };
+        let Some(outcome) = asker.ask().await else { continue };
         if sender.send(Observation::Probe { run, probe: index, outcome, at }).is_err() {
             return;
         }

@@ -17,7 +17,7 @@ use uuid::Uuid;
 use crate::{
     config::Policy,
     document,
-    experiment::{Experiment, FaultSpec},
+    experiment::{Experiment, FaultSpec, Kill},
     fault::Prepared,
     host::{Host, linux::process::Processes},
     journal,
@@ -524,6 +524,9 @@ impl<H: Host + 'static> EventLoop<H> {
             Effect::Commit(intent) => {
                 self.parts.scribe.write(Job::Commit { intent, now: clock().mono });
             }
+            Effect::Drain { run, step, prepared, begin } => {
+                self.hands_for(&prepared).run(move || report(hands.drain(run, step, &prepared, begin)));
+            }
             Effect::Inject { run, step, prepared, deadline } => {
                 self.hands_for(&prepared).run(move || {
                     report(hands.inject(run, step, &prepared, deadline, clock().mono));
@@ -672,9 +675,9 @@ fn tell_slot(slot: &Slot) {
     }
 }
 
-/// Acts by way of the service manager, which answers when it likes.
+/// Acts by way of the service manager or a load balancer, which answer when they like.
 fn is_slow(prepared: &Prepared) -> bool {
-    matches!(prepared.spec, FaultSpec::Unit(_))
+    matches!(prepared.spec, FaultSpec::Unit(_) | FaultSpec::Kill(Kill { drain: Some(_), .. }))
 }
 
 fn rejected(reason: &str, message: String) -> RequestError {

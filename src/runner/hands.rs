@@ -122,6 +122,16 @@ impl<H: Host> Hands<H> {
         self.stopped.lock().unwrap_or_else(PoisonError::into_inner).contains(&run)
     }
 
+    /// Takes the victims of a kill out of the rotation, or asks what they still do there.
+    pub fn drain(&self, run: Uuid, step: usize, prepared: &Prepared, begin: bool) -> Event {
+        let result = if self.is_forbidden(run) {
+            Err(HostError::Stopped)
+        } else {
+            fault::drain(&*self.host, prepared, begin)
+        };
+        Event::Drained { run, step, result }
+    }
+
     /// Injects. Whatever happens, a kernel lease never runs beyond `deadline`.
     pub fn inject(
         &self,

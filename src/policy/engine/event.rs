@@ -83,6 +83,12 @@ pub enum Event {
         step: usize,
         result: Result<(), NotDurable>,
     },
+    /// The victims of a kill get no new requests; so many sessions they still have.
+    Drained {
+        run: Uuid,
+        step: usize,
+        result: Result<u32, HostError>,
+    },
     Injected {
         run: Uuid,
         step: usize,
@@ -175,6 +181,14 @@ pub enum Effect {
     },
     /// Make the undo durable, and let the warden hold it. Answer: `Committed`.
     Commit(Box<Intent>),
+    /// Take the victims of a kill out of the rotation (`begin`), and ask what they still do. Answer:
+    /// `Drained`.
+    Drain {
+        run: Uuid,
+        step: usize,
+        prepared: Arc<Prepared>,
+        begin: bool,
+    },
     /// Answer: `Injected`.
     Inject {
         run: Uuid,

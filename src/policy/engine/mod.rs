@@ -25,6 +25,7 @@ use crate::{
     view::{AbortedBy, EventView, HaltView, RunView},
 };
 
+mod drain;
 mod ending;
 pub mod event;
 mod preflight;
@@ -169,6 +170,7 @@ impl Engine {
             Event::Resolved { job, results } => self.on_resolved(job, results, now, out),
             Event::Prepared { run, step, result } => self.on_prepared(run, step, result, now, out),
             Event::Committed { run, step, result } => self.on_committed(run, step, result, now, out),
+            Event::Drained { run, step, result } => self.on_drained(run, step, result, now, out),
             Event::Injected { run, step, result } => self.on_injected(run, step, result, now, out),
             Event::Measured { run, step, result } => self.on_measured(run, step, result, now, out),
             Event::Lapsed { run, step, error } => self.on_lapsed(run, step, error, now, out),
@@ -193,6 +195,7 @@ impl Engine {
                 Some(escalate_at.map_or(closing, |at| at.min(closing)))
             }
             StepPhase::Watching { deadline } | StepPhase::Closing { deadline } => Some(deadline),
+            StepPhase::Draining { ask_at, .. } => ask_at,
             StepPhase::Reverting { retry_at, .. } => retry_at,
             _ => None,
         });

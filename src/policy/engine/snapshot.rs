@@ -246,7 +246,9 @@ fn step_state(step: &StepRun, now: Now) -> (StepState, Option<jiff::Timestamp>) 
         StepPhase::Pending => StepState::Pending,
         StepPhase::Resolving | StepPhase::Preparing => StepState::Preparing,
         StepPhase::Waiting { until } => return (StepState::Waiting, Some(wall(until, now))),
-        StepPhase::Committing { .. } | StepPhase::Injecting { .. } => StepState::Injecting,
+        StepPhase::Committing { .. } | StepPhase::Draining { .. } | StepPhase::Injecting { .. } => {
+            StepState::Injecting
+        }
         StepPhase::InForce { .. } | StepPhase::Watching { .. } | StepPhase::Closing { .. } => {
             StepState::InForce
         }
