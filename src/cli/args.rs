@@ -72,10 +72,14 @@ pub enum ColorWhen {
 pub enum Command {
     /// Start the agent
     #[command(after_help = "Example: vervet agent --config /etc/vervet/vervet.toml")]
-    Agent(Config),
+    Agent(Agent),
     /// Run an experiment and follow it to its verdict
     #[command(after_help = "\
 Ctrl-C aborts the run and waits until its faults are undone.
+
+On a host without an agent --standalone starts one for the time of the run, on
+the policy that --config names. It ends when everything is undone; if it is
+killed, its warden undoes, and `vervet recover --config FILE` makes sure.
 
 Example: vervet run kill-one.toml --seed 7")]
     Run(Run),
@@ -150,6 +154,15 @@ pub struct Config {
 }
 
 #[derive(Debug, Clone, Args)]
+pub struct Agent {
+    #[command(flatten)]
+    pub policy: Config,
+    /// Stop when standard input ends: for whoever starts an agent for a while
+    #[arg(long, hide = true)]
+    pub until_eof: bool,
+}
+
+#[derive(Debug, Clone, Args)]
 pub struct Recover {
     /// The policy, for where the journal is
     #[arg(long, value_name = "FILE", default_value = DEFAULT_CONFIG)]
@@ -176,6 +189,12 @@ pub struct Run {
     /// Begin the run, print its id, do not follow it
     #[arg(long)]
     pub detach: bool,
+    /// Start an agent for the time of this run, on the policy of --config
+    #[arg(long, requires = "config", conflicts_with_all = ["detach", "socket", "host"])]
+    pub standalone: bool,
+    /// The policy of a standalone run
+    #[arg(long, value_name = "FILE", requires = "standalone")]
+    pub config: Option<PathBuf>,
 }
 
 #[derive(Debug, Clone, Args)]
