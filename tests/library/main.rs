@@ -12,9 +12,15 @@ mod harness;
 #[path = "../stories/http.rs"]
 #[allow(dead_code, reason = "each test binary uses its part")]
 mod http;
+#[path = "../systemd_support/mod.rs"]
+mod systemd_support;
 #[path = "../stories/worker.rs"]
 #[allow(dead_code, reason = "each test binary uses its part")]
 mod worker;
 
+mod instance;
 mod page;
+mod rows;
+mod scenes;
+mod shop;
 mod standalone;
