@@ -83,6 +83,14 @@ killed, its warden undoes, and `vervet recover --config FILE` makes sure.
 
 Example: vervet run kill-one.toml --seed 7")]
     Run(Run),
+    /// Write a first experiment for a service of yours
+    #[command(after_help = "\
+On a terminal it asks for what the flags do not say. The groups that it offers
+are those of the agent, if one is running.
+
+Example: vervet new --kind kill --group checkout \\
+           --url http://127.0.0.1:8080/healthz -o lose-one-checkout.toml")]
+    New(super::new::New),
     /// Show what a run would do, decided as a run decides; touches nothing
     #[command(after_help = "Example: vervet plan kill-one.toml")]
     Plan(Plan),

@@ -9,14 +9,17 @@ use std::process::ExitCode;
 use serde_json::Value;
 
 pub mod args;
+pub mod ask;
 pub mod check;
 pub mod client;
 pub mod doctor;
+pub mod draft;
 pub mod exit;
 pub mod feed;
 pub mod follow;
 pub mod lever;
 pub mod live;
+pub mod new;
 pub mod pages;
 pub mod place;
 pub mod plan;
@@ -124,6 +127,9 @@ fn dispatch(command: Command, global: &Global, ui: &Ui) -> Outcome {
 async fn talk(command: Command, global: &Global, ui: &Ui) -> Outcome {
     if let Command::Doctor(args) = &command {
         return doctor::doctor(&args.config, global, ui).await;
+    }
+    if let Command::New(args) = &command {
+        return new::new(args, global, ui).await;
     }
     if let Command::Run(args @ args::Run { config: Some(config), .. }) = &command {
         return standalone::run(args, config, global, ui).await;

@@ -1,6 +1,6 @@
 //! docs/ci.md: its commands do what it says, as they are written there.
 
-use std::{fs, path::Path, process::Command};
+use std::{fmt::Write as _, fs, path::Path, process::Command};
 
 use crate::harness::story;
 
@@ -27,7 +27,7 @@ fn the_page_about_pipelines_runs_as_it_is_written() {
     story(NAME, |stage| {
         let mut script = String::new();
         for (number, block) in blocks.iter().enumerate() {
-            script += &format!("echo 'block {number}' >&2\n{block}\n");
+            let _ = writeln!(script, "echo 'block {number}' >&2\n{block}");
         }
         script += "echo to the end\n";
         let script = stage.write("page.sh", &script);

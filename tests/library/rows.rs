@@ -63,7 +63,8 @@ impl Row {
 
     fn lasting(&self, duration: &str) -> String {
         let path = dir().join(format!("{}.toml", self.name));
-        let mut text = fs::read_to_string(&path).unwrap_or_else(|error| panic!("{path:?}: {error}"));
+        let mut text =
+            fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
         for (theirs, ours) in self.swaps {
             assert!(text.contains(theirs), "{}: there is no {theirs}", self.name);
             text = text.replace(theirs, ours);

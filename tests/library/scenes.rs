@@ -150,3 +150,28 @@ fn waiting_without_a_limit_is_found() {
 fn that_nobody_starts_instances_is_found() {
     found("that_nobody_starts_instances_is_found", Habit::Unattended);
 }
+
+/// What `vervet new` writes runs as it is.
+#[test]
+fn first_experiments_pass() {
+    story("first_experiments_pass", |stage| {
+        let _shop = processes(stage, Habit::Good);
+        for kind in ["kill", "pause", "latency", "connections"] {
+            let file = stage.path(&format!("first {kind}.toml")).display().to_string();
+            let mut args = vec!["new", "--kind", kind, "--group", "checkout", "--duration", "2s"];
+            args.extend(["--url", "http://127.0.0.1:8080/checkout", "-o", &file]);
+            if matches!(kind, "latency" | "connections") {
+                args.extend(["--listen", "8080", "--max", "10"]);
+            }
+            let output = stage.cli(&args);
+            let said = String::from_utf8_lossy(&output.stdout).into_owned();
+            assert!(output.status.success(), "{said}{}", String::from_utf8_lossy(&output.stderr));
+            assert!(!said.contains("[[group]]"), "the agent has that group: {said}");
+            stage.calm("checkout", 4);
+            stage.until("the shop serves", |_| (0..10).all(|_| shop::serves()).then_some(()));
+            let output = stage.cli(&["run", &file]);
+            let said = String::from_utf8_lossy(&output.stdout).into_owned();
+            assert_eq!(output.status.code(), Some(0), "{kind}: {said}\n{}", stage.log());
+        }
+    });
+}
