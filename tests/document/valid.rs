@@ -1,6 +1,6 @@
 //! Valid documents: what they become.
 
-use std::{fs, net::IpAddr, path::Path, time::Duration};
+use std::{fs, net::IpAddr, time::Duration};
 
 use vervet::{
     config::{ReadySource, Role, When},
@@ -11,11 +11,10 @@ use vervet::{
 };
 
 pub fn library() -> Vec<(String, String)> {
-    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("experiments");
-    let mut files: Vec<_> = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path()).collect();
-    files.sort();
-    let toml = files.iter().filter(|file| file.extension().is_some_and(|end| end == "toml"));
-    toml.map(|file| (file.display().to_string(), fs::read_to_string(file).unwrap())).collect()
+    let library = document::Library::new(concat!(env!("CARGO_MANIFEST_DIR"), "/experiments"));
+    let path = |name: &str| library.dir.join(format!("{name}.toml")).display().to_string();
+    let names = library.list().unwrap().into_iter().map(|entry| entry.name);
+    names.map(|name| (path(&name), fs::read_to_string(path(&name)).unwrap())).collect()
 }
 
 /// The policy of a host with a little of everything.
