@@ -148,7 +148,7 @@ fn drain(node: &Node, report: &Report) -> Read<Drain> {
     let pool = checks::pool(&table);
     let within = values::duration(SHORTEST..=LONGEST_STEP);
     let within = table.need("within", "within = \"10s\"", within);
-    let late = table.or("late", Late::Spare, values::word("what becomes of the late", LATE));
+    let late = table.or("late", Late::Spare, values::word("a choice", LATE));
     Ok(Drain { pool: pool?, within: within?, late: late? })
 }
 

@@ -36,6 +36,8 @@ fn experiments() -> Vec<(&'static str, String)> {
     let traffic = "traffic = { port = 5432 }\n";
     let cap = |keys: &str| step(&format!("fault = \"connections\"\nduration = \"60s\"\n{keys}"));
     let whole = |keys: &str| step(&format!("fault = \"unit\"\nduration = \"60s\"\n{keys}"));
+    let victim = "target = { group = \"checkout\" }\n";
+    let drain = "drain = { haproxy = \"/run/h.sock\", backend = \"web\",";
     vec![
         ("misspelt key", latency(&format!("{traffic}dealy = \"100ms\""))),
         ("another tool's word", kill("selector = { name = \"worker\" }")),
@@ -62,6 +64,17 @@ fn experiments() -> Vec<(&'static str, String)> {
         ("misspelt signal", kill("target = { group = \"checkout\" }\nsignal = \"SIGTREM\"")),
         ("stopping signal", kill("target = { group = \"checkout\" }\nsignal = \"SIGSTOP\"")),
         ("useless escalation", kill("target = { group = \"checkout\" }\nthen = { after = \"5s\" }")),
+        ("drain for no time", kill(&format!("{victim}{} within = \"5s\" }}", drain))),
+        (
+            "drain of what is none",
+            kill(&format!(
+                "{victim}duration = \"5s\"\ndrain = {{ haproxy = \"h.sock\", backend = \"a b\", lat = \"kill\" }}"
+            )),
+        ),
+        (
+            "late for nothing",
+            kill(&format!("{victim}duration = \"5s\"\n{drain} within = \"5s\", late = \"spar\" }}")),
+        ),
         ("pause without a target", step("fault = \"pause\"\nduration = \"10s\"")),
         ("pause for ever", step("fault = \"pause\"\ntarget = { group = \"checkout\" }")),
         ("unknown action", whole("target = { unit = \"a\" }\naction = \"reload\"")),
@@ -193,6 +206,11 @@ fn policies() -> Vec<(&'static str, String)> {
         (
             "slow source, named late",
             group(&format!("floor = 1\n{members}ready = {{ dns = \"a.test\", within = \"3s\" }}")),
+        ),
+        ("no backend", group(&format!("floor = 1\n{members}ready = {{ haproxy = \"/run/h.sock\" }}"))),
+        (
+            "backend of nobody",
+            group(&format!("floor = 1\n{members}ready = {{ tcp = 80, backend = \"web\" }}")),
         ),
         ("systemd of processes", group(&format!("floor = 1\n{members}ready = \"systemd\""))),
         ("every unit", group("floor = 1\nmembers = { unit = \"*\" }")),

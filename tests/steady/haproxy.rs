@@ -71,8 +71,17 @@ fn the_load_balancer_says_who_is_up() {
         assert_eq!(run["verdict"], "refused", "{run:#}");
         assert_eq!(run["why"]["reason"], "floor", "{run:#}");
 
-        // Nor is the weight of nothing.
+        // One that HAProxy has no server for, though six are up again, is none either.
         balanced.ask("set server web/s2 state ready");
+        stage.calm("shop", 4);
+        balanced.ask("set server web/s4 addr 127.0.0.1 port 8009");
+        stage.until("nobody leads to the fourth", |stage| {
+            (balanced.up() == 6 && stage.group_now("shop")["ready"] == 3).then_some(())
+        });
+        balanced.ask("set server web/s4 addr 127.0.0.1 port 8004");
+        stage.calm("shop", 4);
+
+        // Nor is the weight of nothing.
         balanced.ask("set server web/s3 weight 0");
         stage.until("s3 has no weight", |stage| {
             let found = servers(&balanced.pool(), SOON).expect("answers");
@@ -406,15 +415,17 @@ fn what_cannot_be_drained_is_refused_before_anything_is_touched() {
             stage.calm("shop", 4);
         }
         // Somebody else's drain is not vervet's to end.
-        for port in 1..=4 {
-            balanced.ask(&format!("set server web/s{port} weight 100"));
-        }
         balanced.ask("set server web/s1 state drain");
         let before = (balanced.settings(), balanced.masters());
-        let one = step.replace("group = \"shop\"", "listen = 8001, cmdline = \"master\"");
-        let two = one.replace("floor", "floor");
-        let run = stage.play(&experiment("\"shop\"", &two));
+        // With room for one more, so that it is not the floor that refuses.
+        stage.agent = None;
+        stage.policy("leashed = false", "", &balanced.group("1s").replace("floor = 3", "floor = 1"));
+        stage.start();
+        stage.calm("shop", 3);
+        let one = step.replace("group = \"shop\"", "listen = 8001, cmdline = \"master process\"");
+        let run = stage.play(&experiment("\"shop\"", &one));
         assert_eq!(run["verdict"], "refused", "{run:#}");
+        assert!(run["why"].to_string().contains("by somebody else (DRAIN)"), "{run:#}");
         assert_eq!((balanced.settings(), balanced.masters()), before);
     });
 }
