@@ -9,11 +9,13 @@ use serde_json::{Map, Value, json};
 
 use crate::{
     experiment::{
-        Check, Connections, Drain, Experiment, FaultSpec, Kill, Latency, Order, Peer, Percent, Pick,
-        Probe, ProcessSelector, ProcessTarget, Start, Step, Traffic,
+        Connections, Drain, Experiment, FaultSpec, Kill, Latency, Order, Peer, Percent, Pick, Probe,
+        ProcessSelector, ProcessTarget, Start, Step, Traffic,
     },
     units::show_duration,
 };
+
+mod checks;
 
 /// The document of an experiment, as JSON that [`super::experiment()`] accepts.
 #[must_use]
@@ -50,34 +52,7 @@ fn put_span(keys: &mut Map<String, Value>, key: &str, span: Duration) {
 fn probe(probe: &Probe) -> Value {
     let mut keys = Map::new();
     put(&mut keys, "name", &probe.name);
-    let mut expect = Map::new();
-    match &probe.check {
-        Check::Http { url, status, body, within } => {
-            put(&mut keys, "http", url);
-            put(&mut expect, "status", status);
-            put_some(&mut expect, "body", body.as_ref());
-            put_span(&mut expect, "within", *within);
-        }
-        Check::Tcp { address, within } => {
-            put(&mut keys, "tcp", address);
-            put_span(&mut expect, "within", *within);
-        }
-        Check::Command { argv, within } => {
-            put(&mut keys, "command", argv);
-            put_span(&mut expect, "within", *within);
-        }
-        Check::Haproxy { pool, up, within } => {
-            put(&mut keys, "haproxy", &pool.haproxy);
-            put(&mut keys, "backend", &pool.backend);
-            put(&mut expect, "up", up);
-            put_span(&mut expect, "within", *within);
-        }
-        Check::Group { group, ready } => {
-            put(&mut keys, "group", group);
-            put(&mut expect, "ready", ready);
-        }
-    }
-    put(&mut keys, "expect", expect);
+    checks::put_check(&mut keys, &probe.check);
     put_span(&mut keys, "every", probe.every);
     put(&mut keys, "tolerate", probe.tolerate);
     Value::Object(keys)

@@ -11,6 +11,11 @@ mod http;
 #[allow(dead_code, reason = "shared with the stories, which use all of it")]
 mod worker;
 
+mod alert;
 mod balanced;
 mod haproxy;
+mod metrics;
 mod monkey;
+mod names;
+mod server;
+mod web;
