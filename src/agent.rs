@@ -68,11 +68,12 @@ pub fn read_policy(path: &Path) -> Result<Policy, PolicyError> {
     document::policy(text, &file).map_err(|errors| PolicyError(errors.render(text, false)))
 }
 
-/// Runs the agent until it is told to stop. Returns how many faults it could not revert.
+/// Runs the agent until it is told to stop, with `until_eof` also by the end of standard input: when
+/// whoever started it for a while is gone. Returns how many faults it could not revert.
 ///
 /// # Errors
 /// When the policy is invalid, or the host lets it have no threads, socket or state.
-pub fn run(config: &Path) -> anyhow::Result<u32> {
+pub fn run(config: &Path, until_eof: bool) -> anyhow::Result<u32> {
     // Before there is a second thread, and anything that could start a program.
     privileges::keep().context("the agent's capabilities cannot be kept from its children")?;
     let policy = Arc::new(read_policy(config)?);
@@ -88,6 +89,9 @@ pub fn run(config: &Path) -> anyhow::Result<u32> {
         && let Some(id) = host.processes().identify(pid)?
     {
         host.processes().protect(id, "it is the warden");
+    }
+    if until_eof && let Some(id) = host.processes().identify(std::os::unix::process::parent_id())? {
+        host.processes().protect(id, "this agent is there for it");
     }
     let journal = open_journal(&policy.state);
     let mut engine = Engine::new(policy.clone(), facts(&*host), halted);
@@ -146,8 +150,14 @@ pub fn run(config: &Path) -> anyhow::Result<u32> {
     tracing::info!(socket = %policy.api.socket.display(), leashed = policy.leashed, "ready");
     manager.ready();
     let stuck = runtime.block_on(async {
-        let signals =
-            tokio::spawn(follow_signals(config.to_owned(), orders, server.clone(), manager.clone()));
+        let end = end_of_input(until_eof);
+        let signals = tokio::spawn(follow_signals(
+            config.to_owned(),
+            orders,
+            server.clone(),
+            manager.clone(),
+            end,
+        ));
         let stuck = event_loop.run().await;
         signals.abort();
         let _ = signals.await;
@@ -162,11 +172,25 @@ pub fn run(config: &Path) -> anyhow::Result<u32> {
     Ok(stuck)
 }
 
+/// Ready when standard input ends; never, where that means nothing.
+fn end_of_input(matters: bool) -> mpsc::UnboundedReceiver<()> {
+    let (ended, end) = mpsc::unbounded_channel();
+    if matters {
+        thread::spawn(move || {
+            // Nobody is expected to write anything; an error is an end, too.
+            let _ = std::io::copy(&mut std::io::stdin().lock(), &mut std::io::sink());
+            let _ = ended.send(());
+        });
+    }
+    end
+}
+
 async fn follow_signals(
     config: PathBuf,
     orders: mpsc::UnboundedSender<Order>,
     server: Arc<api::Server>,
     manager: Arc<Manager>,
+    mut end_of_input: mpsc::UnboundedReceiver<()>,
 ) {
     let (Ok(mut term), Ok(mut int), Ok(mut hup)) =
         (signal(SignalKind::terminate()), signal(SignalKind::interrupt()), signal(SignalKind::hangup()))
@@ -179,6 +203,7 @@ async fn follow_signals(
         tokio::select! {
             _ = term.recv() => stops += 1,
             _ = int.recv() => stops += 1,
+            Some(()) = end_of_input.recv() => stops += 1,
             _ = hup.recv() => {
                 manager.reloading();
                 match read_policy(&config) {

@@ -72,13 +72,25 @@ pub enum ColorWhen {
 pub enum Command {
     /// Start the agent
     #[command(after_help = "Example: vervet agent --config /etc/vervet/vervet.toml")]
-    Agent(Config),
+    Agent(Agent),
     /// Run an experiment and follow it to its verdict
     #[command(after_help = "\
 Ctrl-C aborts the run and waits until its faults are undone.
 
+On a host without an agent --standalone starts one for the time of the run, on
+the policy that --config names. It ends when everything is undone; if it is
+killed, its warden undoes, and `vervet recover --config FILE` makes sure.
+
 Example: vervet run kill-one.toml --seed 7")]
     Run(Run),
+    /// Write a first experiment for a service of yours
+    #[command(after_help = "\
+On a terminal it asks for what the flags do not say. The groups that it offers
+are those of the agent, if one is running.
+
+Example: vervet new --kind kill --group checkout \\
+           --url http://127.0.0.1:8080/healthz -o lose-one-checkout.toml")]
+    New(super::new::New),
     /// Show what a run would do, decided as a run decides; touches nothing
     #[command(after_help = "Example: vervet plan kill-one.toml")]
     Plan(Plan),
@@ -157,6 +169,15 @@ pub struct Config {
 }
 
 #[derive(Debug, Clone, Args)]
+pub struct Agent {
+    #[command(flatten)]
+    pub policy: Config,
+    /// Stop when standard input ends: for whoever starts an agent for a while
+    #[arg(long, hide = true)]
+    pub until_eof: bool,
+}
+
+#[derive(Debug, Clone, Args)]
 pub struct Recover {
     /// The policy, for where the journal is
     #[arg(long, value_name = "FILE", default_value = DEFAULT_CONFIG)]
@@ -183,6 +204,12 @@ pub struct Run {
     /// Begin the run, print its id, do not follow it
     #[arg(long)]
     pub detach: bool,
+    /// Start an agent for the time of this run, on the policy of --config
+    #[arg(long, requires = "config", conflicts_with_all = ["detach", "socket", "host"])]
+    pub standalone: bool,
+    /// The policy of a standalone run
+    #[arg(long, value_name = "FILE", requires = "standalone")]
+    pub config: Option<PathBuf>,
 }
 
 #[derive(Debug, Clone, Args)]

@@ -1,6 +1,6 @@
 //! Valid documents: what they become.
 
-use std::{fs, net::IpAddr, path::Path, time::Duration};
+use std::{fs, net::IpAddr, time::Duration};
 
 use vervet::{
     config::{ReadySource, Role, When},
@@ -11,11 +11,10 @@ use vervet::{
 };
 
 pub fn library() -> Vec<(String, String)> {
-    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("experiments");
-    let mut files: Vec<_> = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path()).collect();
-    files.sort();
-    let toml = files.iter().filter(|file| file.extension().is_some_and(|end| end == "toml"));
-    toml.map(|file| (file.display().to_string(), fs::read_to_string(file).unwrap())).collect()
+    let library = document::Library::new(concat!(env!("CARGO_MANIFEST_DIR"), "/experiments"));
+    let path = |name: &str| library.dir.join(format!("{name}.toml")).display().to_string();
+    let names = library.list().unwrap().into_iter().map(|entry| entry.name);
+    names.map(|name| (path(&name), fs::read_to_string(path(&name)).unwrap())).collect()
 }
 
 /// The policy of a host with a little of everything.
@@ -150,6 +149,28 @@ fn the_examples_in_the_template_are_valid() {
     assert_eq!(policy.state, defaults.state);
     assert_eq!(policy.experiments, defaults.experiments);
     assert_eq!(policy.api.socket, defaults.api.socket);
+}
+
+/// What the manual shows is to be copied.
+#[test]
+fn the_examples_of_probes_in_the_manual_are_valid() {
+    let manual = include_str!("../../docs/probes.md");
+    let blocks = manual.split("```toml\n").skip(1).filter_map(|rest| rest.split_once("```"));
+    let (mut probes, mut sources) = (0, 0);
+    for (block, _) in blocks {
+        let text = if block.starts_with("ready") {
+            sources += 1;
+            let group = "[[group]]\nname = \"g\"\nfloor = 1\nmembers = { name = \"g\" }\n";
+            document::policy(&format!("{group}{block}"), "x").map(drop)
+        } else {
+            probes += 1;
+            let step = "[[step]]\nname = \"s\"\nfault = \"kill\"\ntarget = { name = \"g\" }\n";
+            let head = "title = \"t\"\nhypothesis = \"h\"\ngroups = [\"checkout\"]\n";
+            document::experiment(&format!("{head}{block}{step}"), "x", Format::Toml).map(drop)
+        };
+        assert!(text.is_ok(), "{block}\n{}", text.unwrap_err());
+    }
+    assert_eq!((probes, sources), (5, 4));
 }
 
 #[test]
