@@ -28,6 +28,7 @@ use crate::{
     },
     journal::{Journal, Ledger as _, recovery},
     policy::{
+        calendar::slots,
         engine::{Engine, Event, HostFacts},
         time::Now,
     },
@@ -38,6 +39,7 @@ use crate::{
         hands::Hands,
         scribe::{Desk, Job, Scribe},
     },
+    schedules,
     service::notify::Manager,
     view::{ReportView, RunView},
     warden::{Launch, Warden},
@@ -66,11 +68,12 @@ pub fn read_policy(path: &Path) -> Result<Policy, PolicyError> {
     document::policy(text, &file).map_err(|errors| PolicyError(errors.render(text, false)))
 }
 
-/// Runs the agent until it is told to stop. Returns how many faults it could not revert.
+/// Runs the agent until it is told to stop, with `until_eof` also by the end of standard input: when
+/// whoever started it for a while is gone. Returns how many faults it could not revert.
 ///
 /// # Errors
 /// When the policy is invalid, or the host lets it have no threads, socket or state.
-pub fn run(config: &Path) -> anyhow::Result<u32> {
+pub fn run(config: &Path, until_eof: bool) -> anyhow::Result<u32> {
     // Before there is a second thread, and anything that could start a program.
     privileges::keep().context("the agent's capabilities cannot be kept from its children")?;
     let policy = Arc::new(read_policy(config)?);
@@ -87,8 +90,14 @@ pub fn run(config: &Path) -> anyhow::Result<u32> {
     {
         host.processes().protect(id, "it is the warden");
     }
+    if until_eof && let Some(id) = host.processes().identify(std::os::unix::process::parent_id())? {
+        host.processes().protect(id, "this agent is there for it");
+    }
     let journal = open_journal(&policy.state);
     let mut engine = Engine::new(policy.clone(), facts(&*host), halted);
+    let memory = schedules::load(&policy.state)
+        .inspect_err(|error| tracing::error!(%error, "every schedule is paused"));
+    engine.inherit_schedules(memory, clock().wall);
     let mut leftovers = Leftovers::default();
     let history: Arc<dyn History> = match &journal {
         Ok(journal) => {
@@ -117,7 +126,9 @@ pub fn run(config: &Path) -> anyhow::Result<u32> {
     let processes = host.processes().clone();
     let monitors = {
         let _inside = runtime.enter();
-        Monitors::start(&policy.groups, &processes, observer.clone())?
+        let monitors = Monitors::start(&policy.groups, &processes, observer.clone())?;
+        monitors.watch_freezes(&policy.freezes);
+        monitors
     };
     let manager = Arc::new(Manager::from_environment());
     let parts = Parts {
@@ -139,8 +150,14 @@ pub fn run(config: &Path) -> anyhow::Result<u32> {
     tracing::info!(socket = %policy.api.socket.display(), leashed = policy.leashed, "ready");
     manager.ready();
     let stuck = runtime.block_on(async {
-        let signals =
-            tokio::spawn(follow_signals(config.to_owned(), orders, server.clone(), manager.clone()));
+        let end = end_of_input(until_eof);
+        let signals = tokio::spawn(follow_signals(
+            config.to_owned(),
+            orders,
+            server.clone(),
+            manager.clone(),
+            end,
+        ));
         let stuck = event_loop.run().await;
         signals.abort();
         let _ = signals.await;
@@ -155,11 +172,25 @@ pub fn run(config: &Path) -> anyhow::Result<u32> {
     Ok(stuck)
 }
 
+/// Ready when standard input ends; never, where that means nothing.
+fn end_of_input(matters: bool) -> mpsc::UnboundedReceiver<()> {
+    let (ended, end) = mpsc::unbounded_channel();
+    if matters {
+        thread::spawn(move || {
+            // Nobody is expected to write anything; an error is an end, too.
+            let _ = std::io::copy(&mut std::io::stdin().lock(), &mut std::io::sink());
+            let _ = ended.send(());
+        });
+    }
+    end
+}
+
 async fn follow_signals(
     config: PathBuf,
     orders: mpsc::UnboundedSender<Order>,
     server: Arc<api::Server>,
     manager: Arc<Manager>,
+    mut end_of_input: mpsc::UnboundedReceiver<()>,
 ) {
     let (Ok(mut term), Ok(mut int), Ok(mut hup)) =
         (signal(SignalKind::terminate()), signal(SignalKind::interrupt()), signal(SignalKind::hangup()))
@@ -172,6 +203,7 @@ async fn follow_signals(
         tokio::select! {
             _ = term.recv() => stops += 1,
             _ = int.recv() => stops += 1,
+            Some(()) = end_of_input.recv() => stops += 1,
             _ = hup.recv() => {
                 manager.reloading();
                 match read_policy(&config) {
@@ -296,9 +328,19 @@ fn inherit(journal: &Journal, engine: &mut Engine, now: Now) {
     }
 }
 
+/// The same for ever on this host, and another one on each: what schedules without a seed draw from.
+/// Not the machine's id itself, which is nobody else's business.
+fn own_number() -> u64 {
+    let id = std::fs::read_to_string("/etc/machine-id").unwrap_or_default();
+    let name = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    let id = if id.trim().is_empty() { name } else { id };
+    slots::own_seed(0, &format!("vervet {}", id.trim()))
+}
+
 fn facts(host: &dyn Host) -> HostFacts {
     let uname = rustix::system::uname();
     HostFacts {
+        seed: own_number(),
         name: uname.nodename().to_string_lossy().into_owned(),
         kernel: uname.release().to_string_lossy().into_owned(),
         version: env!("CARGO_PKG_VERSION").to_owned(),

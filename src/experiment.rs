@@ -52,6 +52,9 @@ impl From<&str> for GroupName {
     }
 }
 
+/// Stands for one group, drawn with the run's seed among those whose owner opted in.
+pub const ANY_GROUP: &str = "@any";
+
 /// One question about the steady state, asked again and again.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Probe {

@@ -288,3 +288,139 @@ fn recover_finds_a_clean_host_clean() {
     assert_eq!(code(&output), 2);
     assert!(err(&output).contains("--state DIR"), "{}", err(&output));
 }
+
+/// `vervet new` with all that it needs, where no agent is.
+fn new_kill(dir: &tempfile::TempDir, more: &[&str]) -> Output {
+    let base = ["--socket", "/nonexistent/vervet.sock", "new", "--kind", "kill", "--group", "checkout"];
+    let url = ["--url", "http://127.0.0.1:8080/healthz"];
+    let mut command = Command::new(env!("CARGO_BIN_EXE_vervet"));
+    command.args(base).args(url).args(more).current_dir(dir.path());
+    command.env("NO_COLOR", "1").stdin(Stdio::null()).output().expect("starts")
+}
+
+#[test]
+fn new_writes_a_valid_experiment_and_says_what_is_next() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let title = "Who's \"there\"? \\ ☃ # no comment";
+    let output = new_kill(&dir, &["--title", title]);
+    assert_eq!(code(&output), 0, "{}", err(&output));
+    let said = out(&output);
+    for wanted in [
+        "kill-checkout.toml: written",
+        "vervet plan kill-checkout.toml",
+        "vervet run kill-checkout.toml",
+    ] {
+        assert!(said.contains(wanted), "{wanted} is missing in:\n{said}");
+    }
+    let path = dir.path().join("kill-checkout.toml");
+    assert_eq!(code(&vervet(&["check", &path.display().to_string()])), 0);
+    let text = std::fs::read_to_string(&path).expect("written");
+    let table: toml::Table = text.parse().expect("TOML");
+    assert_eq!(table["title"].as_str(), Some(title));
+    assert!(text.starts_with("# Kill one of several instances"), "{text}");
+    // The block for the policy is one that a policy can have, and then it is not offered any more.
+    let (start, end) = (said.find("[[group]]").expect("a block"), said.find("\nnext:").expect("next"));
+    let policy = file(&dir, "vervet.toml", &said[start..end]);
+    assert_eq!(code(&vervet(&["check", &policy])), 0, "{said}");
+    let output = new_kill(&dir, &["--policy", &policy, "-o", "other.toml"]);
+    assert!(code(&output) == 0 && !out(&output).contains("[[group]]"), "{}", out(&output));
+}
+
+#[test]
+fn new_prints_or_tells_in_json_as_well() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let output = new_kill(&dir, &["-o", "-"]);
+    let printed = file(&dir, "printed.toml", &out(&output));
+    assert_eq!(code(&vervet(&["check", &printed])), 0, "{}", out(&output));
+    let output = new_kill(&dir, &["--json"]);
+    let told: serde_json::Value = serde_json::from_str(&out(&output)).expect("one JSON document");
+    assert_eq!(
+        (&told["file"], &told["group_known"]),
+        (&"kill-checkout.toml".into(), &serde_json::Value::Null)
+    );
+}
+
+#[test]
+fn new_replaces_nothing_unasked_and_writes_nothing_that_is_not_valid() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = file(&dir, "kill-checkout.toml", "precious");
+    let output = new_kill(&dir, &[]);
+    assert_eq!(code(&output), 2);
+    assert!(
+        err(&output).contains("is there already") && err(&output).contains("--force"),
+        "{}",
+        err(&output)
+    );
+    assert_eq!(std::fs::read_to_string(&path).expect("read"), "precious");
+    let cases: [(&[&str], &str); 6] = [
+        (&["--title", "two\nlines"], "--title: "),
+        (&["--duration", "soon"], "--duration: "),
+        (&["--duration", "0s", "--force"], "--duration: "),
+        (&["-o", "experiment.json"], "end in .toml"),
+        (&["-o", "/nonexistent/x.toml"], "failed to write"),
+        (&["--policy", "/nonexistent.toml"], "/nonexistent.toml"),
+    ];
+    for (more, wanted) in cases {
+        let output = new_kill(&dir, more);
+        assert!(matches!(code(&output), 1 | 2), "{more:?}");
+        assert!(err(&output).contains(wanted), "{more:?}: {}", err(&output));
+    }
+    let files: Vec<_> = std::fs::read_dir(dir.path()).expect("read").flatten().collect();
+    assert_eq!(files.len(), 1, "{files:?}");
+    assert_eq!(std::fs::read_to_string(&path).expect("read"), "precious");
+    assert_eq!(code(&new_kill(&dir, &["--force"])), 0);
+    assert_eq!(code(&vervet(&["check", &path])), 0);
+    assert_eq!(std::fs::read_dir(dir.path()).expect("read").count(), 1, "nothing beside it");
+}
+
+#[test]
+fn new_without_a_terminal_lists_what_is_missing() {
+    let cases: [(&[&str], &[&str]); 3] = [
+        (&[], &["--kind", "--group", "--url"]),
+        (&["--kind", "latency", "--url", "http://x/"], &["--listen or --port"]),
+        (&["--kind", "unit", "--group", "x"], &["--url"]),
+    ];
+    for (args, missing) in cases {
+        let output = vervet(&[&["--socket", "/nonexistent/vervet.sock", "new"], args].concat());
+        assert_eq!(code(&output), 2, "{args:?}");
+        let first = err(&output).lines().next().unwrap_or_default().to_owned();
+        assert_eq!(first, format!("error: missing: {}", missing.join(", ")));
+    }
+}
+
+/// On a terminal of its own, made by script(1): its standard input is what is typed.
+#[test]
+fn new_asks_on_a_terminal_and_writes_nothing_before_the_last_answer() {
+    const NAME: &str = "new_asks_on_a_terminal_and_writes_nothing_before_the_last_answer";
+    if Command::new("script").arg("--version").output().is_err() {
+        return eprintln!("SKIPPED: {NAME}: there is no script(1)");
+    }
+    let play = |typed: &str| {
+        let dir = tempfile::tempdir().expect("a directory");
+        let line = format!("{} --socket /nonexistent/s new", env!("CARGO_BIN_EXE_vervet"));
+        let mut child = Command::new("script")
+            .args(["-qec", &line, "/dev/null"])
+            .current_dir(dir.path())
+            .env("NO_COLOR", "1")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("starts");
+        child.stdin.take().expect("piped").write_all(typed.as_bytes()).expect("typed");
+        let output = child.wait_with_output().expect("ends");
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        let files: Vec<_> = std::fs::read_dir(dir.path()).expect("read").flatten().collect();
+        (output.status.code(), said, files.len(), dir)
+    };
+    let (status, said, files, dir) = play("pause\nweb\n\n\n\n");
+    assert_eq!((status, files), (Some(0), 1), "{said}");
+    assert!(said.contains("What is to happen?") && said.contains("vervet run pause-web.toml"), "{said}");
+    let written = dir.path().join("pause-web.toml").display().to_string();
+    assert_eq!(code(&vervet(&["check", &written])), 0, "{said}");
+    // The end of the input, and Ctrl-C.
+    for typed in ["pause\nweb\n\u{4}", "pause\nweb\n\u{3}"] {
+        let (status, said, files, _dir) = play(typed);
+        assert_eq!(files, 0, "{said}");
+        assert_ne!(status, Some(0), "{said}");
+    }
+}

@@ -187,7 +187,7 @@ fn the_package_has_all_its_parts() {
         "/usr/lib/tmpfiles.d/vervet.conf",
         "/usr/share/polkit-1/rules.d/50-vervet.rules",
         "/etc/vervet/vervet.toml",
-        "/usr/share/vervet/experiments/kill-one-checkout.toml",
+        "/usr/share/vervet/experiments/loss/kill-one-checkout.toml",
         "/usr/share/man/man1/vervet.1.gz",
         "/usr/share/man/man1/vervet-run.1.gz",
         "/usr/share/bash-completion/completions/vervet",
@@ -200,6 +200,12 @@ fn the_package_has_all_its_parts() {
             list.lines().any(|line| line.ends_with(&format!(".{path}"))),
             "{path} is missing:\n{list}"
         );
+    }
+    // All of the library, in its directories.
+    let library = vervet::document::Library::new(concat!(env!("CARGO_MANIFEST_DIR"), "/experiments"));
+    for entry in library.list().expect("read") {
+        let path = format!("./usr/share/vervet/experiments/{}.toml", entry.name);
+        assert!(list.lines().any(|line| line.ends_with(&path)), "{path} is missing:\n{list}");
     }
     for script in ["postinst", "prerm", "postrm"] {
         assert!(dpkg(&["--info"]).contains(script), "{script}");
@@ -247,7 +253,7 @@ fn the_static_binary_needs_nothing_and_runs() {
         concat!("vervet ", env!("CARGO_PKG_VERSION"))
     );
     let policy = inside.join("systemd/vervet.toml");
-    let experiment = inside.join("experiments/kill-one-checkout.toml");
+    let experiment = inside.join("experiments/loss/kill-one-checkout.toml");
     let check = run(&["check", policy.to_str().expect("text"), experiment.to_str().expect("text")]);
     assert!(check.status.success(), "{}", String::from_utf8_lossy(&check.stderr));
     let doctor = run(&["doctor", "--config", policy.to_str().expect("text")]);

@@ -35,6 +35,8 @@ fn group(name: &str, tag: &str, ready: ReadySource) -> GroupPolicy {
         stale_after: Duration::from_secs(5),
         settle: Duration::from_secs(1),
         removal: Removal { at_once: 1, every: Duration::from_secs(1) },
+        monkey: false,
+        spare: Vec::new(),
     }
 }
 

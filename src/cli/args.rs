@@ -72,13 +72,25 @@ pub enum ColorWhen {
 pub enum Command {
     /// Start the agent
     #[command(after_help = "Example: vervet agent --config /etc/vervet/vervet.toml")]
-    Agent(Config),
+    Agent(Agent),
     /// Run an experiment and follow it to its verdict
     #[command(after_help = "\
 Ctrl-C aborts the run and waits until its faults are undone.
 
+On a host without an agent --standalone starts one for the time of the run, on
+the policy that --config names. It ends when everything is undone; if it is
+killed, its warden undoes, and `vervet recover --config FILE` makes sure.
+
 Example: vervet run kill-one.toml --seed 7")]
     Run(Run),
+    /// Write a first experiment for a service of yours
+    #[command(after_help = "\
+On a terminal it asks for what the flags do not say. The groups that it offers
+are those of the agent, if one is running.
+
+Example: vervet new --kind kill --group checkout \\
+           --url http://127.0.0.1:8080/healthz -o lose-one-checkout.toml")]
+    New(super::new::New),
     /// Show what a run would do, decided as a run decides; touches nothing
     #[command(after_help = "Example: vervet plan kill-one.toml")]
     Plan(Plan),
@@ -103,6 +115,13 @@ Example: vervet run kill-one.toml --seed 7")]
     /// Release the halt (owners only)
     #[command(after_help = "Example: vervet resume")]
     Resume,
+    /// What runs by itself, what is frozen, and why
+    #[command(after_help = "\
+Example: vervet calendar --weeks 4")]
+    Calendar(Calendar),
+    /// List schedules, pause and resume them
+    #[command(after_help = "Example: vervet schedules pause monkey --reason 'release day'")]
+    Schedules(Schedules),
     /// Is this chaos? Halt, groups, faults and runs at a glance
     #[command(after_help = "Example: vervet status")]
     Status,
@@ -150,6 +169,15 @@ pub struct Config {
 }
 
 #[derive(Debug, Clone, Args)]
+pub struct Agent {
+    #[command(flatten)]
+    pub policy: Config,
+    /// Stop when standard input ends: for whoever starts an agent for a while
+    #[arg(long, hide = true)]
+    pub until_eof: bool,
+}
+
+#[derive(Debug, Clone, Args)]
 pub struct Recover {
     /// The policy, for where the journal is
     #[arg(long, value_name = "FILE", default_value = DEFAULT_CONFIG)]
@@ -176,6 +204,12 @@ pub struct Run {
     /// Begin the run, print its id, do not follow it
     #[arg(long)]
     pub detach: bool,
+    /// Start an agent for the time of this run, on the policy of --config
+    #[arg(long, requires = "config", conflicts_with_all = ["detach", "socket", "host"])]
+    pub standalone: bool,
+    /// The policy of a standalone run
+    #[arg(long, value_name = "FILE", requires = "standalone")]
+    pub config: Option<PathBuf>,
 }
 
 #[derive(Debug, Clone, Args)]
@@ -248,6 +282,47 @@ pub struct Watch {
     /// The run; without it the one that runs now, or the next one to begin
     #[arg(value_name = "ID")]
     pub id: Option<String>,
+}
+
+#[derive(Debug, Clone, Args)]
+pub struct Calendar {
+    /// How many weeks, from now on
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=52))]
+    pub weeks: u16,
+    /// Begin so many days ago: what became of slots, as far as it is remembered
+    #[arg(long, value_name = "DAYS", default_value_t = 0, value_parser = clap::value_parser!(u16).range(0..=366))]
+    pub past: u16,
+}
+
+#[derive(Debug, Clone, Args)]
+pub struct Schedules {
+    #[command(subcommand)]
+    pub action: Option<ScheduleAction>,
+}
+
+#[derive(Debug, Clone, Subcommand)]
+pub enum ScheduleAction {
+    /// Begin no runs of it until it is resumed; survives restarts
+    Pause {
+        /// Its name, as `vervet schedules` shows it
+        #[arg(required_unless_present = "all")]
+        name: Option<String>,
+        /// Every schedule of the host
+        #[arg(long, conflicts_with = "name")]
+        all: bool,
+        /// Why, for those who wonder
+        #[arg(long, value_name = "TEXT", default_value = "paused by hand")]
+        reason: String,
+    },
+    /// Let it run again; what was missed is not made up for
+    Resume {
+        /// Its name, as `vervet schedules` shows it
+        #[arg(required_unless_present = "all")]
+        name: Option<String>,
+        /// Every schedule of the host
+        #[arg(long, conflicts_with = "name")]
+        all: bool,
+    },
 }
 
 #[derive(Debug, Clone, Args)]

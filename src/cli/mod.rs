@@ -4,19 +4,23 @@
 //! functions in [`render`] and [`live`]; every way to end is an [`Exit`]. Nothing here decides what
 //! may be done to a host: that is the agent's.
 
-use std::{path::Path, process::ExitCode};
+use std::process::ExitCode;
 
 use serde_json::Value;
 
 pub mod args;
+pub mod ask;
+pub mod calendar;
 pub mod check;
 pub mod client;
 pub mod doctor;
+pub mod draft;
 pub mod exit;
 pub mod feed;
 pub mod follow;
 pub mod lever;
 pub mod live;
+pub mod new;
 pub mod pages;
 pub mod place;
 pub mod plan;
@@ -27,6 +31,7 @@ pub mod run;
 pub mod runs;
 pub mod source;
 pub mod sse;
+pub mod standalone;
 pub mod status;
 pub mod text;
 pub mod token;
@@ -107,7 +112,7 @@ fn report(failure: &Failure, ui: &Ui) {
 fn dispatch(command: Command, global: &Global, ui: &Ui) -> Outcome {
     match command {
         // These need no agent, and some of them no runtime.
-        Command::Agent(args) => agent(&args.config),
+        Command::Agent(args) => agent(&args),
         Command::Warden => warden(),
         Command::Demo(args) => crate::demo::start(&args, global, ui),
         Command::DemoPart(part) => crate::demo::part(part, ui),
@@ -124,6 +129,12 @@ async fn talk(command: Command, global: &Global, ui: &Ui) -> Outcome {
     if let Command::Doctor(args) = &command {
         return doctor::doctor(&args.config, global, ui).await;
     }
+    if let Command::New(args) = &command {
+        return new::new(args, global, ui).await;
+    }
+    if let Command::Run(args @ args::Run { config: Some(config), .. }) = &command {
+        return standalone::run(args, config, global, ui).await;
+    }
     let client = Client::new(global)?;
     match command {
         Command::Run(args) => run::run(&client, &args, ui).await,
@@ -134,6 +145,8 @@ async fn talk(command: Command, global: &Global, ui: &Ui) -> Outcome {
         Command::Abort(args) => runs::abort(&client, &args.id, ui).await,
         Command::Halt(args) => lever::halt(&client, &args.reason, ui).await,
         Command::Resume => lever::resume(&client, ui).await,
+        Command::Calendar(args) => calendar::calendar(&client, &args, ui).await,
+        Command::Schedules(args) => calendar::schedules(&client, args.action.as_ref(), ui).await,
         Command::Status => status::status(&client, ui).await,
         Command::Faults => status::faults(&client, ui).await,
         _ => unreachable!("dispatched without an agent"),
@@ -148,8 +161,8 @@ fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
 }
 
 /// Runs the agent to its end. What it could not undo is the business of whoever started it.
-fn agent(config: &Path) -> Outcome {
-    match crate::agent::run(config) {
+fn agent(args: &args::Agent) -> Outcome {
+    match crate::agent::run(&args.policy.config, args.until_eof) {
         Ok(0) => Ok(Exit::Passed),
         Ok(stuck) => {
             let message = format!(

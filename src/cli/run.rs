@@ -22,6 +22,14 @@ use crate::{
 /// When the file is not valid, or the agent does not take the run.
 pub async fn run(client: &Client, args: &Run, ui: &Ui) -> Outcome {
     let document = source::experiment(&args.experiment, ui)?;
+    play(client, &document, args, ui).await
+}
+
+/// The same, of a document that was read.
+///
+/// # Errors
+/// When the agent does not take the run.
+pub async fn play(client: &Client, document: &Document, args: &Run, ui: &Ui) -> Outcome {
     let start = Start {
         seed: args.seed,
         plan: args.plan.clone(),
@@ -32,7 +40,7 @@ pub async fn run(client: &Client, args: &Run, ui: &Ui) -> Outcome {
     };
     // From here on Ctrl-C must not leave a run behind that nobody follows.
     let mut interrupts = Interrupts::new()?;
-    let run = begin(client, &document, &start).await?;
+    let run = begin(client, document, &start).await?;
     if args.detach {
         if ui.json {
             ui.print_json(&run);

@@ -10,7 +10,9 @@ use super::{
 };
 use crate::{
     config::{GroupPolicy, Policy},
-    experiment::{Check, Experiment, FaultSpec, GroupName, Kill, Pause, Pick, Step, UnitFault},
+    experiment::{
+        ANY_GROUP, Check, Experiment, FaultSpec, GroupName, Kill, Pause, Pick, Step, UnitFault,
+    },
     units::show_duration,
 };
 
@@ -57,6 +59,12 @@ fn declared<'a>(policy: &'a Policy, name: &GroupName) -> Option<&'a GroupPolicy>
 fn group(policy: &Policy, name: &GroupName, path: &str) -> Option<Diagnostic> {
     if declared(policy, name).is_some() {
         return None;
+    }
+    if name.0 == ANY_GROUP {
+        let none = !policy.groups.iter().any(|group| group.monkey);
+        let message = "no group of this host's policy opted in to be drawn";
+        return none
+            .then(|| Diagnostic::at(path, message).with_help("`monkey = true` in a `[[group]]` does"));
     }
     let names = || policy.groups.iter().map(|group| group.name.0.as_str());
     let help = match nearest(&name.0, names()) {

@@ -67,7 +67,6 @@ pub fn probe(node: &Node, report: &Report) -> Read<Probe> {
 ///
 /// # Errors
 /// When it is not exactly one check, or asks for more than its answer.
-#[allow(dead_code, reason = "for the freezes that hold while a condition does")]
 pub fn condition(node: &Node, report: &Report) -> Read<Check> {
     let keys: &[&[&str]] = &[CONDITIONS, QUESTION, &["expect"]];
     let shape = Shape { what: "a condition", keys, known: later::in_condition };
@@ -96,7 +95,7 @@ fn check(
             Ok(Check::Tcp { address: address?, within: within? })
         }
         "group" => {
-            let group = table.need(kind, "", values::group_name);
+            let group = table.need(kind, "", values::some_group);
             if !table.has("expect") {
                 return Err(table.missing("expect", "expect = { ready = 3 }"));
             }

@@ -37,7 +37,6 @@ pub fn nothing(_: &str) -> Option<Known> {
 /// Top-level keys of a policy.
 pub fn in_policy(key: &str) -> Option<Known> {
     match key {
-        "schedule" => later("`[[schedule]]`", "start runs from a timer of your own: `vervet run NAME`"),
         "step" | "probe" | "hypothesis" | "title" | "recovery" => Some(Known {
             message: format!("`{key}` belongs in an experiment, and this is a policy"),
             help: "experiments are files of their own, in the directory `experiments`".to_owned(),
@@ -49,8 +48,8 @@ pub fn in_policy(key: &str) -> Option<Known> {
 /// Top-level keys of an experiment.
 pub fn in_experiment(key: &str) -> Option<Known> {
     let home = match key {
-        "schedule" => return in_policy(key),
-        "leashed" | "state" | "experiments" | "api" | "limits" | "network" | "group" | "freeze" => key,
+        "leashed" | "state" | "experiments" | "api" | "limits" | "network" | "group" | "freeze"
+        | "schedule" => key,
         _ => return None,
     };
     let help = match home {

@@ -12,6 +12,7 @@ pub mod answer;
 pub mod command;
 pub mod deaths;
 pub mod dns;
+pub mod freezes;
 pub mod haproxy;
 pub mod http;
 pub mod members;

@@ -32,6 +32,12 @@ fn group(keys: &str) -> String {
     format!("[[group]]\nname = \"checkout\"\n{keys}\n")
 }
 
+const WORK: &str = "window = { days = \"Mon-Fri\", hours = \"09:00-15:00\", zone = \"UTC\" }";
+
+fn schedule(keys: &str) -> String {
+    format!("[[schedule]]\nexperiment = \"x\"\n{keys}\n")
+}
+
 fn experiments() -> Vec<(&'static str, String)> {
     let traffic = "traffic = { port = 5432 }\n";
     let cap = |keys: &str| step(&format!("fault = \"connections\"\nduration = \"60s\"\n{keys}"));
@@ -131,6 +137,12 @@ fn experiments() -> Vec<(&'static str, String)> {
             "schedule",
             format!("{}\n[[schedule]]\ncron = \"0 10 * * *\"\n", kill("target = { name = \"w\" }")),
         ),
+        (
+            "a group of all with another one",
+            kill("target = { group = \"checkout\" }")
+                .replace("[\"checkout\"]", "[\"@any\", \"checkout\"]"),
+        ),
+        ("a group of another kind", kill("target = { group = \"@all\" }")),
         ("policy key", format!("leashed = true\n{}", kill("target = { name = \"w\" }"))),
         ("first step with previous", kill("target = { name = \"w\" }\nstart = \"with previous\"")),
         (
@@ -231,7 +243,64 @@ fn policies() -> Vec<(&'static str, String)> {
         ("not a date", freeze("2026-13-20T00:00", "2027-01-05T00:00", "UTC")),
         ("scattered mask", "[network]\nmark_mask = \"0xf0f00000\"\n".to_owned()),
         ("relative path", "state = \"vervet\"\n".to_owned()),
-        ("schedule in policy", "[[schedule]]\nexperiment = \"x\"\n".to_owned()),
+        ("schedule without a time", schedule("")),
+        ("schedule with two times", schedule("cron = \"0 10 * * *\"\nmean_time_between = \"2d\"")),
+        ("misspelt time", schedule("corn = \"0 10 * * *\"")),
+        ("no pattern", schedule("cron = \"0 25 * * *\"\nzone = \"UTC\"")),
+        ("pattern without a zone", schedule("cron = \"0 10 * * *\"")),
+        ("two zones", schedule(&format!("cron = \"0 10 * * *\"\nzone = \"UTC\"\n{WORK}"))),
+        ("never in its window", schedule(&format!("cron = \"0 3 * * *\"\n{WORK}"))),
+        ("mean without a window", schedule("mean_time_between = \"2d\"")),
+        ("more than once a day", schedule(&format!("mean_time_between = \"2h\"\n{WORK}"))),
+        (
+            "minimum above the mean",
+            schedule(&format!("mean_time_between = \"2d\"\nmin_time_between = \"3d\"\n{WORK}")),
+        ),
+        (
+            "minimum of hours",
+            schedule(&format!("mean_time_between = \"2d\"\nmin_time_between = \"30h\"\n{WORK}")),
+        ),
+        (
+            "not a day",
+            schedule("mean_time_between = \"1d\"\nwindow = { days = \"Mo-Fri\", zone = \"UTC\" }"),
+        ),
+        (
+            "not hours",
+            schedule(
+                "mean_time_between = \"1d\"\nwindow = { days = \"daily\", hours = \"9-15\", zone = \"UTC\" }",
+            ),
+        ),
+        (
+            "empty hours",
+            schedule(
+                "mean_time_between = \"1d\"\n\
+                 window = { days = \"daily\", hours = \"09:00-09:00\", zone = \"UTC\" }",
+            ),
+        ),
+        (
+            "the same schedule twice",
+            schedule("cron = \"0 10 * * *\"\nzone = \"UTC\"")
+                + &schedule("cron = \"0 12 * * *\"\nzone = \"UTC\""),
+        ),
+        ("freeze of nothing", "[[freeze]]\nname = \"F\"\n".to_owned()),
+        (
+            "freeze of two kinds",
+            "[[freeze]]\nname = \"F\"\ndays = \"Sat\"\ncalendar = \"/x.ics\"\nzone = \"UTC\"\n"
+                .to_owned(),
+        ),
+        (
+            "freeze with a key of another kind",
+            "[[freeze]]\nname = \"F\"\ncalendar = \"/x.ics\"\nhours = \"09:00-10:00\"\nzone = \"UTC\"\n"
+                .to_owned(),
+        ),
+        (
+            "condition on a group",
+            "[[freeze]]\nname = \"F\"\nunless = { group = \"checkout\" }\n".to_owned(),
+        ),
+        (
+            "condition in a zone",
+            "[[freeze]]\nname = \"F\"\nunless = { tcp = \"127.0.0.1:80\" }\nzone = \"UTC\"\n".to_owned(),
+        ),
         ("step in policy", "leashed = \"no\"\n[[step]]\nname = \"S\"\n".to_owned()),
     ]
 }

@@ -1,9 +1,9 @@
 //! Valid documents: what they become.
 
-use std::{fs, net::IpAddr, path::Path, time::Duration};
+use std::{fs, net::IpAddr, time::Duration};
 
 use vervet::{
-    config::{ReadySource, Role},
+    config::{ReadySource, Role, When},
     document::{self, Format, Kind, TEMPLATE_POLICY},
     experiment::{
         Check, Cidr, DelayEngine, Distribution, Excess, Existing, FaultSpec, Peer, Pick, Signal, Start,
@@ -11,11 +11,10 @@ use vervet::{
 };
 
 pub fn library() -> Vec<(String, String)> {
-    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("experiments");
-    let mut files: Vec<_> = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path()).collect();
-    files.sort();
-    let toml = files.iter().filter(|file| file.extension().is_some_and(|end| end == "toml"));
-    toml.map(|file| (file.display().to_string(), fs::read_to_string(file).unwrap())).collect()
+    let library = document::Library::new(concat!(env!("CARGO_MANIFEST_DIR"), "/experiments"));
+    let path = |name: &str| library.dir.join(format!("{name}.toml")).display().to_string();
+    let names = library.list().unwrap().into_iter().map(|entry| entry.name);
+    names.map(|name| (path(&name), fs::read_to_string(path(&name)).unwrap())).collect()
 }
 
 /// The policy of a host with a little of everything.
@@ -122,7 +121,9 @@ fn every_experiment_of_the_library_is_valid() {
 
 #[test]
 fn the_template_is_a_valid_policy_that_is_leashed() {
-    let policy = document::policy(TEMPLATE_POLICY, "vervet.toml").unwrap();
+    let mut policy = document::policy(TEMPLATE_POLICY, "vervet.toml").unwrap();
+    assert!(policy.schedules.iter().all(|schedule| schedule.leashed), "{:?}", policy.schedules);
+    policy.schedules.clear();
     let empty = document::policy("", "vervet.toml").unwrap();
     assert!(policy.leashed);
     assert_eq!(policy, empty, "what the template does not comment out are the defaults");
@@ -141,7 +142,7 @@ fn the_examples_in_the_template_are_valid() {
         Ok(policy) => policy,
         Err(errors) => panic!("{}", errors.render(&text, false)),
     };
-    assert_eq!((policy.groups.len(), policy.freezes.len(), policy.api.tokens.len()), (1, 1, 1));
+    assert_eq!((policy.groups.len(), policy.freezes.len(), policy.schedules.len()), (1, 4, 2));
     let defaults = document::policy("", "vervet.toml").unwrap();
     assert_eq!(policy.limits, defaults.limits, "commented defaults are the defaults");
     assert_eq!(policy.network, defaults.network);
@@ -209,9 +210,9 @@ fn a_policy_is_read_whole() {
 #[test]
 fn an_ambiguous_hour_makes_a_freeze_longer() {
     let policy = document::policy(POLICY, "vervet.toml").unwrap();
-    let freeze = &policy.freezes[0];
-    assert_eq!(freeze.from.to_string(), "2026-11-01T05:30:00Z", "01:30 in summer time");
-    assert_eq!(freeze.until.to_string(), "2026-11-01T06:30:01Z", "01:30:01 in winter time");
+    let When::Dates { from, until, .. } = &policy.freezes[0].when else { panic!("{policy:?}") };
+    assert_eq!(from.to_string(), "2026-11-01T05:30:00Z", "01:30 in summer time");
+    assert_eq!(until.to_string(), "2026-11-01T06:30:01Z", "01:30:01 in winter time");
 }
 
 #[test]

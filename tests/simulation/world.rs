@@ -354,7 +354,7 @@ impl World {
         for effect in self.engine.handle(event, now) {
             self.perform(effect);
         }
-        if let Some(at) = self.engine.next_wake() {
+        if let Some(at) = self.engine.next_wake(self.clock()) {
             self.at(at.max(self.now), Thing::Wake);
         }
     }
@@ -384,7 +384,7 @@ impl World {
             Effect::PersistHalt { reason } => {
                 self.promise(false, &format!("the self-test holds: {reason}"));
             }
-            Effect::Planned { .. } => {}
+            Effect::Planned { .. } | Effect::Remember(_) | Effect::Slot(_) | Effect::Launch { .. } => {}
             Effect::Forbid(run) => self.hands.forbid(run),
             effect => {
                 let took = self.rng.random_range(20..3_000_u64);
@@ -590,6 +590,7 @@ impl World {
             seed,
             plan: None,
             caller: "simulation".to_owned(),
+            leashed: false,
         };
         self.runs.push(run);
         self.tally.runs += 1;
@@ -974,6 +975,7 @@ fn facts(host: &SimHost) -> HostFacts {
         kernel: "sim".to_owned(),
         version: "0".to_owned(),
         started_at: Timestamp::UNIX_EPOCH,
+        seed: 1,
         abilities: host.abilities(),
     }
 }
@@ -1000,6 +1002,8 @@ fn policy(rng: &mut ChaCha12Rng, units: bool) -> Policy {
                 at_once: rng.random_range(1..3),
                 every: Duration::from_millis(rng.random_range(500..8000)),
             },
+            monkey: false,
+            spare: Vec::new(),
         })
         .collect();
     let mut limits = limiter::default_limits();
@@ -1019,6 +1023,7 @@ fn policy(rng: &mut ChaCha12Rng, units: bool) -> Policy {
         network: NetworkPolicy { mark_mask: 0xff00_0000 },
         groups,
         freezes: Vec::new(),
+        schedules: Vec::new(),
     }
 }
 

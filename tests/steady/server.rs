@@ -150,6 +150,8 @@ pub fn group(ready: ReadySource) -> GroupPolicy {
         stale_after: Duration::from_secs(2),
         settle: Duration::from_secs(1),
         removal: Removal { at_once: 1, every: Duration::from_secs(1) },
+        monkey: false,
+        spare: Vec::new(),
     }
 }
 

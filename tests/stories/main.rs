@@ -4,6 +4,7 @@
 //! One file for each promise. A story starts nothing outside of its [`harness::Stage`], which ends
 //! everything that it started, and says SKIPPED where this machine does not let it play.
 
+mod cgroup;
 mod harness;
 mod http;
 mod worker;
@@ -19,6 +20,7 @@ mod neighbours;
 mod pause;
 mod policy;
 mod repeat;
+mod schedule;
 mod trouble;
 mod units;
 mod verdict;

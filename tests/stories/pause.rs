@@ -9,11 +9,12 @@ use std::{
 use nix::sys::signal::Signal;
 
 use crate::{
+    cgroup::Cgroup,
     harness::{PROMPT, Stage, experiment, is_warden, send, story},
     worker::Worker,
 };
 
-fn pause_step(duration: &str) -> String {
+pub fn pause_step(duration: &str) -> String {
     format!(
         "[[step]]\nname = \"hang\"\nfault = \"pause\"\ntarget = {{ group = \"shop\", pick = 1 }}\n\
          duration = \"{duration}\"\n"
@@ -161,55 +162,6 @@ fn both_die_and_recover_continues() {
         assert!(output.status.success(), "{said}{}", String::from_utf8_lossy(&output.stderr));
         assert!(paused(stage).is_empty(), "{said}");
     });
-}
-
-/// A cgroup of the unified hierarchy that looks like a unit's, with everything that is in it.
-pub struct Cgroup {
-    slice: PathBuf,
-}
-
-impl Cgroup {
-    /// `None`, with a word on stderr, where this machine does not let the test make one.
-    pub fn new(test: &str) -> Option<Self> {
-        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-        let line = mounts.lines().find(|line| line.contains(" - cgroup2 "));
-        let mount = line.and_then(|line| line.split(' ').nth(4)).map(PathBuf::from);
-        let name = format!("vvtest-{}-{test}.slice", std::process::id()).replace('_', "");
-        let made = mount.map(|mount| mount.join(name)).filter(|slice| fs::create_dir(slice).is_ok());
-        let Some(slice) = made else {
-            eprintln!("SKIPPED: {test}: no cgroup of its own on the unified hierarchy");
-            return None;
-        };
-        Some(Self { slice })
-    }
-
-    pub fn unit(&self, name: &str) -> PathBuf {
-        let dir = self.slice.join(name);
-        fs::create_dir_all(&dir).expect("a cgroup");
-        dir
-    }
-
-    /// Its path below the mount.
-    pub fn path_of(&self, name: &str) -> String {
-        let slice = self.slice.file_name().and_then(|name| name.to_str()).expect("a name");
-        format!("/{slice}/{name}")
-    }
-}
-
-impl Drop for Cgroup {
-    fn drop(&mut self) {
-        for unit in fs::read_dir(&self.slice).into_iter().flatten().flatten() {
-            let _ = fs::write(unit.path().join("cgroup.freeze"), "0");
-            let begun = Instant::now();
-            while fs::remove_dir(unit.path()).is_err() && begun.elapsed() < Duration::from_secs(5) {
-                if !unit.path().join("cgroup.procs").exists() {
-                    break;
-                }
-                std::thread::sleep(Duration::from_millis(10));
-            }
-        }
-        let _ = fs::remove_dir(&self.slice);
-    }
 }
 
 fn is_frozen(unit: &std::path::Path) -> bool {

@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeSet, fs, process::Command};
 
+use nix::sys::signal::Signal;
 use serde_json::Value;
 
 use crate::{
@@ -202,9 +203,11 @@ fn the_same_key_begins_one_run() {
         stage.finished(&id);
         assert_eq!(post(stage, &text).expect(202)["id"], *id);
 
-        for restart in [false, true] {
-            if restart {
-                stage.agent().kill();
+        // The same agent, one after a SIGKILL, one after an orderly stop.
+        for restart in [None, Some(Signal::SIGKILL), Some(Signal::SIGTERM)] {
+            if let Some(signal) = restart {
+                stage.agent().signal(signal);
+                stage.agent().wait();
                 stage.start();
                 stage.calm("shop", 5);
             }

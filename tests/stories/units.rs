@@ -3,8 +3,8 @@
 use nix::sys::signal::Signal;
 
 use crate::{
+    cgroup::Cgroup,
     harness::{Stage, experiment, is_warden, send, story},
-    pause::Cgroup,
     systemd_support::{self, MockSystemd, MockUnit},
 };
 
