@@ -211,7 +211,8 @@ fn supervise(dir: &Path, stop: &AtomicBool, masters: &Mutex<Vec<u32>>) {
 }
 
 fn write_nginx(dir: &Path) {
-    fs::write(dir.join("slow"), vec![b'x'; 20_000]).expect("written");
+    // A second's worth of the limit is sent at once: the rest takes a quarter of a second.
+    fs::write(dir.join("slow"), vec![b'x'; 50_000]).expect("written");
     fs::write(dir.join("endless"), vec![b'x'; 4 << 20]).expect("written");
     for port in PORTS {
         let base = dir.display();
@@ -221,7 +222,7 @@ fn write_nginx(dir: &Path) {
              client_body_temp_path {base}/{port}-1; proxy_temp_path {base}/{port}-2;\n\
              fastcgi_temp_path {base}/{port}-3; uwsgi_temp_path {base}/{port}-4;\n\
              scgi_temp_path {base}/{port}-5;\n  server {{\n    listen 127.0.0.1:{port};\n    root {base};\n\
-             location = / {{ return 200 \"ok\"; }}\n    location = /slow {{ limit_rate 100k; }}\n\
+             location = / {{ return 200 \"ok\"; }}\n    location = /slow {{ limit_rate 40k; }}\n\
              location = /endless {{ limit_rate 20k; }}\n  }}\n}}\n"
         );
         fs::write(dir.join(format!("{port}.conf")), text).expect("written");
