@@ -38,6 +38,7 @@ fn schedule(keys: &str) -> String {
     format!("[[schedule]]\nexperiment = \"x\"\n{keys}\n")
 }
 
+#[expect(clippy::too_many_lines, reason = "a table")]
 fn experiments() -> Vec<(&'static str, String)> {
     let traffic = "traffic = { port = 5432 }\n";
     let cap = |keys: &str| step(&format!("fault = \"connections\"\nduration = \"60s\"\n{keys}"));
@@ -70,7 +71,7 @@ fn experiments() -> Vec<(&'static str, String)> {
         ("misspelt signal", kill("target = { group = \"checkout\" }\nsignal = \"SIGTREM\"")),
         ("stopping signal", kill("target = { group = \"checkout\" }\nsignal = \"SIGSTOP\"")),
         ("useless escalation", kill("target = { group = \"checkout\" }\nthen = { after = \"5s\" }")),
-        ("drain for no time", kill(&format!("{victim}{} within = \"5s\" }}", drain))),
+        ("drain for no time", kill(&format!("{victim}{drain} within = \"5s\" }}"))),
         (
             "drain of what is none",
             kill(&format!(
@@ -168,6 +169,7 @@ fn experiments() -> Vec<(&'static str, String)> {
     ]
 }
 
+#[expect(clippy::too_many_lines, reason = "a table")]
 fn policies() -> Vec<(&'static str, String)> {
     let members = "members = { listen = 8080 }\n";
     let token = |name: &str, sha: &str| {
