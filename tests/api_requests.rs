@@ -194,6 +194,35 @@ fn bad_targets(bench: &Bench, run: &str) -> Vec<Bad> {
         bad("an id that is not UTF-8", "GET", "/v1/runs/%ff", 400, "malformed_path"),
         bad("an unknown experiment", "GET", "/v1/experiments/shor", 404, "unknown_experiment"),
         bad("a path out", "GET", "/v1/experiments/..%2f..%2fetc", 404, "unknown_experiment"),
+        bad("an unknown schedule", "PUT", "/v1/schedules/monky/pause", 404, "unknown_schedule"),
+        bad(
+            "resume of an unknown schedule",
+            "DELETE",
+            "/v1/schedules/monky/pause",
+            404,
+            "unknown_schedule",
+        ),
+        bad(
+            "a calendar without a time",
+            "GET",
+            "/v1/calendar?from=tomorrow",
+            422,
+            "invalid_query_value",
+        ),
+        bad(
+            "a calendar that ends before it begins",
+            "GET",
+            "/v1/calendar?from=2026-11-23T00:00:00Z&until=2026-11-22T00:00:00Z",
+            422,
+            "invalid_field",
+        ),
+        bad(
+            "a calendar of many years",
+            "GET",
+            "/v1/calendar?from=2026-01-01T00:00:00Z&until=2036-01-01T00:00:00Z",
+            422,
+            "invalid_field",
+        ),
         bad("a wrong method", "DELETE", "/v1/runs", 405, "method_not_allowed"),
         bad("a wrong method for the halt", "POST", "/v1/halt", 405, "method_not_allowed"),
         bad("an invented method", "BREW", "/v1/host", 405, "method_not_allowed"),
@@ -456,6 +485,40 @@ async fn runs_are_listed_in_pages_that_miss_none() {
 }
 
 #[tokio::test]
+async fn the_calendar_and_its_schedules() {
+    let bench = Bench::start();
+    crypto();
+    let range = "from=2099-11-20T00:00:00Z&until=2099-11-24T00:00:00Z";
+    let calendar: Value = get(&bench, &format!("/v1/calendar?{range}")).await;
+    let slots = calendar["slots"].as_array().unwrap();
+    let days: Vec<_> = slots.iter().map(|slot| slot["at"].as_str().unwrap()).collect();
+    assert_eq!(days, ["2099-11-20T10:00:00Z", "2099-11-23T10:00:00Z"], "Friday and Monday");
+    assert!(slots.iter().all(|slot| slot["state"] == "expected"), "{calendar:#}");
+    let freeze = &calendar["freezes"][0];
+    assert_eq!(
+        (&freeze["freeze"], &freeze["from"]),
+        (&json!("weekend"), &json!("2099-11-21T00:00:00Z"))
+    );
+
+    let observer = remote(OBSERVER).put(bench.url("/v1/schedules/kill-one/pause"));
+    Answer::of(observer).await.assert_problem(403, "role_too_low");
+    let pause = remote(OPERATOR).put(bench.url("/v1/schedules/kill-one/pause"));
+    let paused = Answer::of(pause.json(&json!({ "reason": "release day" }))).await;
+    assert_eq!((paused.status, &paused.body["durable"]), (200, &json!(true)), "{paused:#?}");
+    assert_eq!(paused.body["schedule"]["paused"]["reason"], "release day");
+    // Again, without a body: the first reason stands.
+    let again = Answer::of(remote(OPERATOR).put(bench.url("/v1/schedules/kill-one/pause"))).await;
+    assert_eq!(again.body["schedule"]["paused"]["reason"], "release day");
+    let held: Value = get(&bench, &format!("/v1/calendar?{range}")).await;
+    assert!(held["slots"][0]["why"].as_str().unwrap().contains("release day"), "{held:#}");
+    assert_eq!(held["slots"][0]["state"], "held");
+    let resume = remote(OPERATOR).delete(bench.url("/v1/schedules/kill-one/pause"));
+    assert_eq!(Answer::of(resume).await.body["schedule"]["paused"], Value::Null);
+    let all: Value = get(&bench, "/v1/schedules").await;
+    assert_eq!(all["schedules"][0]["rhythm"], "cron 0 10 * * MON-FRI", "{all:#}");
+}
+
+#[tokio::test]
 async fn what_is_known_of_the_host() {
     let bench = Bench::start();
     crypto();
@@ -484,6 +547,8 @@ async fn what_is_known_of_the_host() {
         "vervet_halted 0",
         "vervet_leashed 0",
         "vervet_runs_active 1",
+        "vervet_schedule_paused{schedule=\"kill-one\"} 0",
+        "vervet_schedule_next_seconds{schedule=\"kill-one\"}",
         "vervet_runs_total{verdict=\"passed\"} 0",
         "vervet_http_requests_total{method=\"GET\",route=\"/v1/groups\",status=\"200\"} 1",
         "# EOF",

@@ -8,3 +8,5 @@ mod library;
 mod property;
 #[path = "document/valid.rs"]
 mod valid;
+#[path = "document/wrong_checks.rs"]
+mod wrong_checks;

@@ -187,6 +187,7 @@ fn the_package_has_all_its_parts() {
         "/usr/lib/tmpfiles.d/vervet.conf",
         "/usr/share/polkit-1/rules.d/50-vervet.rules",
         "/etc/vervet/vervet.toml",
+        "/etc/vervet/experiments/monkey.toml",
         "/usr/share/vervet/experiments/loss/kill-one-checkout.toml",
         "/usr/share/man/man1/vervet.1.gz",
         "/usr/share/man/man1/vervet-run.1.gz",

@@ -48,6 +48,11 @@ struct GroupLabels {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ScheduleLabels {
+    schedule: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct FaultLabels {
     fault: &'static str,
 }
@@ -107,6 +112,7 @@ pub fn render(counters: &Counters, snapshot: &Snapshot, now: Timestamp) -> Strin
     registry_ref.register("runs", "Finished runs by verdict, since start", counters.runs.clone());
     host(registry_ref, snapshot);
     groups(registry_ref, &snapshot.groups, now);
+    schedules(registry_ref, snapshot, now);
     faults(registry_ref, snapshot);
     let mut text = String::new();
     // Writing to a string cannot fail.
@@ -158,6 +164,21 @@ fn groups(registry: &mut Registry, groups: &[GroupView], now: Timestamp) {
         }
     }
     registry.register("group_reading_age_seconds", "Age of the last reading", ages);
+}
+
+fn schedules(registry: &mut Registry, snapshot: &Snapshot, now: Timestamp) {
+    let (paused, next) =
+        (Family::<ScheduleLabels, Gauge>::default(), Family::<ScheduleLabels, Seconds>::default());
+    for one in snapshot.agenda.planned() {
+        let labels = ScheduleLabels { schedule: one.schedule.name.clone() };
+        let is_paused = snapshot.agenda.held_back(&one.schedule.name).is_some();
+        paused.get_or_create(&labels).set(is_paused.into());
+        if let Some(at) = one.next {
+            next.get_or_create(&labels).set(at.duration_since(now).as_secs_f64().max(0.0));
+        }
+    }
+    registry.register("schedule_paused", "Somebody paused it", paused);
+    registry.register("schedule_next_seconds", "Time to its next slot", next);
 }
 
 fn faults(registry: &mut Registry, snapshot: &Snapshot) {

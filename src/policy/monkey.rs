@@ -60,3 +60,55 @@ pub fn draw(
     }
     Ok(Arc::new(concrete))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use crate::document::{self, Format};
+
+    fn groups(names: &[(&str, bool)]) -> Vec<GroupPolicy> {
+        let one = |(name, monkey): &(&str, bool)| {
+            format!(
+                "[[group]]\nname = \"{name}\"\nfloor = 1\nmembers = {{ name = \"x\" }}\nmonkey = {monkey}\n"
+            )
+        };
+        let text: String = names.iter().map(one).collect();
+        document::policy(&text, "x").unwrap().groups
+    }
+
+    fn experiment() -> Arc<Experiment> {
+        let text = "title = \"T\"\nhypothesis = \"H\"\ngroups = [\"@any\"]\n\
+                    [[probe]]\nname = \"p\"\ngroup = \"@any\"\nexpect = { ready = 1 }\n\
+                    [[step]]\nname = \"s\"\nfault = \"kill\"\ntarget = { group = \"@any\" }\n";
+        Arc::new(document::experiment(text, "x", Format::Toml).unwrap())
+    }
+
+    #[test]
+    fn each_group_that_opted_in_is_drawn_as_often_as_another_and_no_other_ever() {
+        let all = groups(&[("a", true), ("b", false), ("c", true), ("d", true)]);
+        let mut drawn = BTreeMap::<String, u32>::new();
+        for seed in 0..3_000 {
+            let one = draw(&experiment(), &all, seed).unwrap();
+            assert!(!format!("{one:?}").contains(ANY_GROUP), "{one:?}");
+            *drawn.entry(one.groups[0].0.clone()).or_default() += 1;
+        }
+        assert_eq!(drawn.keys().collect::<Vec<_>>(), ["a", "c", "d"]);
+        assert!(drawn.values().all(|count| (880..1_120).contains(count)), "{drawn:?}");
+    }
+
+    #[test]
+    fn the_draw_follows_the_seed_whatever_the_order_of_the_policy() {
+        let (one, other) = (groups(&[("a", true), ("b", true)]), groups(&[("b", true), ("a", true)]));
+        for seed in 0..50 {
+            assert_eq!(draw(&experiment(), &one, seed), draw(&experiment(), &other, seed));
+        }
+    }
+
+    #[test]
+    fn without_anybody_who_opted_in_there_is_no_run() {
+        assert_eq!(draw(&experiment(), &groups(&[("a", false)]), 1), Err(Reason::NobodyOptedIn));
+        assert_eq!(draw(&experiment(), &[], 1), Err(Reason::NobodyOptedIn));
+    }
+}

@@ -55,7 +55,7 @@ impl Asker {
                 let outcome = answer::ask(check).await;
                 match self.window.as_mut() {
                     Some(window) => {
-                        let said = window.add(began, began.elapsed(), outcome)?;
+                        let said = window.add(began, began.elapsed(), &outcome)?;
                         Some(said.map_err(|error| format!("{} {error}", check.url)))
                     }
                     None => Some(outcome),

@@ -31,7 +31,7 @@ impl Window {
         &mut self,
         at: Instant,
         took: Duration,
-        outcome: Result<(), String>,
+        outcome: &Result<(), String>,
     ) -> Option<Result<(), String>> {
         let (error, pace) = (outcome.as_ref().err(), self.pace());
         let begun = *self.began.get_or_insert(at);
@@ -136,7 +136,7 @@ mod tests {
         for took in tooks {
             let outcome = if *took == 0 { Err("refused".to_owned()) } else { Ok(()) };
             let took = Duration::from_millis(*took);
-            said.push(window.add(at, took, outcome));
+            said.push(window.add(at, took, &outcome));
             at += PACE * u32::try_from(took.as_millis().div_ceil(100).max(1)).expect("small");
         }
         said
@@ -195,7 +195,7 @@ mod tests {
         assert_eq!(play(&mut window, &[10; 10]).pop(), Some(Some(Ok(()))));
         // The agent itself stood still.
         let at = window.answers.back().expect("answers").0 + PACE * 8;
-        let said = window.add(at, PACE / 10, Ok(())).expect("said").expect_err("a miss");
+        let said = window.add(at, PACE / 10, &Ok(())).expect("said").expect_err("a miss");
         assert_eq!(said, "p90 cannot be told: 3 answers in 1s, and it needs 10");
     }
 }

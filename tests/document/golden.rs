@@ -6,6 +6,8 @@ use std::{fmt::Write as _, fs, path::Path};
 
 use vervet::document::{self, Format, Kind};
 
+use crate::wrong_checks::{PROBES, SOURCES};
+
 /// Name, kind, format, text.
 type Case = (&'static str, Kind, Format, String);
 
@@ -23,9 +25,16 @@ fn kill(keys: &str) -> String {
     step(&format!("fault = \"kill\"\n{keys}"))
 }
 
-/// An experiment with this probe.
-fn probe(keys: &str) -> String {
-    kill(&format!("target = {{ name = \"w\" }}\n[[probe]]\nname = \"P\"\n{keys}"))
+/// Experiments with a probe.
+fn probes() -> impl Iterator<Item = (&'static str, String)> {
+    let head = "target = { name = \"w\" }\n[[probe]]\nname = \"P\"\n";
+    PROBES.into_iter().map(move |(name, keys)| (name, kill(&format!("{head}{keys}"))))
+}
+
+/// Policies with a group that has this for `ready`.
+fn sources() -> impl Iterator<Item = (&'static str, String)> {
+    let head = "floor = 1\nmembers = { listen = 8080 }\nready = ";
+    SOURCES.into_iter().map(move |(name, ready)| (name, group(&format!("{head}{ready}"))))
 }
 
 fn group(keys: &str) -> String {
@@ -94,42 +103,6 @@ fn experiments() -> Vec<(&'static str, String)> {
         ("cap without limit", cap("traffic = { listen = 8080 }\nexcess = \"reset\"")),
         ("unknown choice", cap("traffic = { listen = 8080 }\nmax = 4\nexcess = \"rst\"")),
         ("udp connections", cap("traffic = { listen = 53, protocol = \"udp\" }\nmax = 4")),
-        ("pointer that is none", probe("http = \"http://a/\"\nexpect = { json = { ready = 3 } }")),
-        ("pointer to null", probe("http = \"http://a/\"\nexpect = { json = { \"/a\" = [] } }")),
-        ("expects nothing", probe("http = \"http://a/\"\nexpect = { json = { \"/a\" = {} } }")),
-        (
-            "header of the connection",
-            probe("http = \"http://a/\"\nheaders = { Connection = \"close\" }"),
-        ),
-        ("no header's name", probe("http = \"http://a/\"\nheaders = { \"a b\" = \"c\", A = \"\" }")),
-        ("same header", probe("http = \"http://a/\"\nheaders = { a = \"b\", A = \"c\" }")),
-        ("header for headers", probe("http = \"http://a/\"\nexpect = { header = { a = \"b\" } }")),
-        (
-            "too few for a percentile",
-            probe("http = \"http://a/\"\nexpect = { p99 = \"1s\", window = \"10s\" }"),
-        ),
-        ("percentile without a window", probe("http = \"http://a/\"\nexpect = { p50 = \"1s\" }")),
-        ("window without a percentile", probe("http = \"http://a/\"\nexpect = { window = \"1s\" }")),
-        (
-            "dotted percentile",
-            probe("http = \"http://a/\"\nexpect = { p99.9 = \"1s\", window = \"10s\" }"),
-        ),
-        ("no percentile", probe("http = \"http://a/\"\nexpect = { p100 = \"1s\", window = \"10s\" }")),
-        ("key of another check", probe("tcp = \"a:1\"\nquery = \"up\"")),
-        ("address of the wrong kind", probe("dns = \"a.test\"\nexpect = { answer = \"::1\" }")),
-        ("name of a server", probe("dns = \"a.test\"\nserver = \"dns.test:53\"")),
-        ("unknown record", probe("dns = \"a.test\"\nexpect = { type = \"AAA\" }")),
-        ("nothing asked of prometheus", probe("prometheus = \"http://a/\"")),
-        ("query without a bound", probe("prometheus = \"http://a/\"\nquery = \"up\"\nexpect = {}")),
-        ("query without expect", probe("prometheus = \"http://a/\"\nquery = \"up\"")),
-        ("two questions", probe("prometheus = \"http://a/\"\nquery = \"up\"\nquiet = \"Down\"")),
-        (
-            "bounds that cross",
-            probe("prometheus = \"http://a/\"\nquery = \"up\"\nexpect = { at_least = 3, at_most = 2 }"),
-        ),
-        ("path of the API", probe("prometheus = \"http://a/api/v1\"\nquiet = \"Down\"")),
-        ("alert without a name", probe("prometheus = \"http://a/\"\nquiet = { job = \"a\" }")),
-        ("no watchdog", probe("alertmanager = \"http://a/\"\nquiet = \"Down\"")),
         ("later fault", step("fault = \"loss\"\npercent = \"1%\"\nduration = \"60s\"")),
         ("misspelt fault", step("fault = \"latensy\"\nduration = \"60s\"")),
         ("traffic of a container", latency("delay = \"1s\"\ntraffic = { container = \"web\" }")),
@@ -185,47 +158,6 @@ fn policies() -> Vec<(&'static str, String)> {
         ("percentage of nothing", group(&format!("floor = \"75%\"\n{members}"))),
         ("floor missing", group(members)),
         ("twice the same name", format!("{0}{0}", group(&format!("floor = 1\n{members}")))),
-        ("backend of what", group(&format!("floor = 1\n{members}ready = {{ haproxy = \"be\" }}"))),
-        (
-            "alerts are no count",
-            group(&format!("floor = 1\n{members}ready = {{ alertmanager = \"http://a/\" }}")),
-        ),
-        (
-            "total without count",
-            group(&format!("floor = 1\n{members}ready = {{ http = \"http://a/\", total = \"/a\" }}")),
-        ),
-        (
-            "count for one member",
-            group(&format!(
-                "floor = 1\n{members}ready = {{ http = \"http://a:{{port}}/\", count = \"/a\" }}"
-            )),
-        ),
-        (
-            "percentile of an instance",
-            group(&format!(
-                "floor = 1\n{members}ready = {{ http = \"http://a/\", expect = {{ p99 = \"1s\" }} }}"
-            )),
-        ),
-        (
-            "status twice",
-            group(&format!(
-                "floor = 1\n{members}ready = {{ http = \"http://a/\", status = 200, expect = {{ body = \"a\" }} }}"
-            )),
-        ),
-        (
-            "records that are no instances",
-            group(&format!("floor = 1\n{members}ready = {{ dns = \"a.test\", type = \"TXT\" }}")),
-        ),
-        ("no query", group(&format!("floor = 1\n{members}ready = {{ prometheus = \"http://a/\" }}"))),
-        (
-            "slow source, named late",
-            group(&format!("floor = 1\n{members}ready = {{ dns = \"a.test\", within = \"3s\" }}")),
-        ),
-        ("no backend", group(&format!("floor = 1\n{members}ready = {{ haproxy = \"/run/h.sock\" }}"))),
-        (
-            "backend of nobody",
-            group(&format!("floor = 1\n{members}ready = {{ tcp = 80, backend = \"web\" }}")),
-        ),
         ("systemd of processes", group(&format!("floor = 1\n{members}ready = \"systemd\""))),
         ("every unit", group("floor = 1\nmembers = { unit = \"*\" }")),
         ("slice members", group("floor = 1\nmembers = { unit = \"system-checkout.slice\" }")),
@@ -326,8 +258,10 @@ fn json() -> Vec<(&'static str, String)> {
 
 #[test]
 fn wrong_documents_are_told_exactly_what_is_wrong() {
-    let experiments = experiments().into_iter().map(|(n, t)| (n, Kind::Experiment, Format::Toml, t));
-    let policies = policies().into_iter().map(|(n, t)| (n, Kind::Policy, Format::Toml, t));
+    let experiments =
+        experiments().into_iter().chain(probes()).map(|(n, t)| (n, Kind::Experiment, Format::Toml, t));
+    let policies =
+        policies().into_iter().chain(sources()).map(|(n, t)| (n, Kind::Policy, Format::Toml, t));
     let json = json().into_iter().map(|(n, t)| (n, Kind::Experiment, Format::Json, t));
     let cases: Vec<Case> = experiments.chain(policies).chain(json).collect();
     let mut shown = String::new();

@@ -5,6 +5,7 @@
 
 mod ledger;
 mod world;
+mod year;
 
 use world::{Tally, World};
 

@@ -1,6 +1,7 @@
 //! `prometheus` and `alertmanager` against the real ones.
 
 use std::{
+    fmt::Write as _,
     fs,
     io::{Read as _, Write as _},
     net::TcpStream,
@@ -49,9 +50,10 @@ pub fn prometheus(dir: &Path) -> Server {
 
 /// Four instances, of which so many are ready, and so many errors.
 pub fn tell(dir: &Path, ready: &[&str], errors: u32) {
-    let each = ready.iter().enumerate();
-    let lines: String =
-        each.map(|(at, ready)| format!("shop_ready{{worker=\"{at}\"}} {ready}\n")).collect();
+    let mut lines = String::new();
+    for (at, ready) in ready.iter().enumerate() {
+        writeln!(lines, "shop_ready{{worker=\"{at}\"}} {ready}").expect("written");
+    }
     // A sample that says itself to be of a minute ago.
     let then = jiff::Timestamp::now().as_millisecond() - 60_000;
     serve(dir, "metrics", &format!("{lines}shop_errors {errors}\nshop_late 1 {then}\n"));

@@ -11,7 +11,7 @@ use uuid::Uuid;
 use crate::{
     experiment::{Drain, FaultSpec, Kill, Late, Step},
     host::HostError,
-    policy::time::Now,
+    policy::{limiter, time::Now},
 };
 
 use super::{Effect, Effects, Engine, run::StepPhase, steps::time_in_force};
@@ -70,6 +70,12 @@ impl Engine {
             Err(error) => return self.injection_failed(id, step, error.to_string(), now, out),
         };
         let over = until <= now.mono;
+        // Draining took time, and things happen: the last question before the kill is the floor's.
+        let Some(run) = self.runs.get(&id) else { return };
+        if let Err(why) = limiter::still_holds(&self.groups, &run.steps[step].touches, now.mono) {
+            self.limiter_stop(id, why, now, out);
+            return self.revert_step(id, step, now, out);
+        }
         if (sessions == 0 && idle) || (sessions > 0 && over && drain.late == Late::Kill) {
             let message = match sessions {
                 0 => "drained: nothing left to do".to_owned(),
