@@ -175,6 +175,7 @@ pub struct World {
 pub struct Monkey {
     /// The source only counts, and shows what was so long ago.
     lag: Option<Duration>,
+    wake_at: Option<Moment>,
     seen: std::collections::VecDeque<(Moment, Reading)>,
 }
 
@@ -422,7 +423,12 @@ impl World {
                     self.tell(Event::Abort { run, caller: "simulation".to_owned() });
                 }
             }
-            Thing::Wake => self.tell(Event::Tick),
+            Thing::Wake => {
+                if let Some(monkey) = &mut self.monkey {
+                    monkey.wake_at = None;
+                }
+                self.tell(Event::Tick);
+            }
         }
     }
 
@@ -432,8 +438,12 @@ impl World {
         for effect in self.engine.handle(event, now) {
             self.perform(effect);
         }
-        if let Some(at) = self.engine.next_wake(self.clock()) {
-            self.at(at.max(self.now), Thing::Wake);
+        if let Some(at) = self.engine.next_wake(self.clock()).map(|at| at.max(self.now)) {
+            // An hour has too many events to be woken for each of them.
+            let known = self.monkey.as_mut().and_then(|monkey| monkey.wake_at.replace(at));
+            if known != Some(at) {
+                self.at(at, Thing::Wake);
+            }
         }
     }
 
