@@ -421,7 +421,8 @@ proptest! {
 }
 
 /// Keys that a document may do without, alone.
-const OPTIONAL: [&str; 48] = [
+const OPTIONAL: [&str; 49] = [
+    "protocol",
     "headers",
     "server",
     "type",

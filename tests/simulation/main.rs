@@ -84,3 +84,26 @@ fn lives_part_3() {
 fn lives_part_4() {
     live(4);
 }
+
+/// An hour of a monkey that drains and kills one of four: the floor of three holds at each instant.
+fn an_hour(lag: Option<std::time::Duration>) {
+    for seed in 0..2 {
+        let mut world = World::monkey(seed, lag);
+        world.live_an_hour();
+        let tally = &world.tally;
+        let verdict = |name: &str| tally.verdicts.get(&format!("Some({name})")).copied().unwrap_or(0);
+        println!("{} kills, verdicts {:?}, reasons {:?}", tally.signals, tally.verdicts, tally.reasons);
+        assert!(tally.signals > 60 && tally.signals == tally.drains, "{tally:#?}");
+        assert!(verdict("Passed") > 60 && verdict("Failed") == 0, "{tally:#?}");
+    }
+}
+
+#[test]
+fn an_hour_of_a_monkey_keeps_the_floor() {
+    an_hour(None);
+}
+
+#[test]
+fn an_hour_of_a_monkey_keeps_the_floor_where_counts_lag() {
+    an_hour(Some(std::time::Duration::from_millis(1_500)));
+}

@@ -32,6 +32,7 @@ use vervet::{
     },
     journal::{self, Ledger as _, recovery},
     policy::{
+        capacity::Reading,
         engine::{Effect, Engine, Event, HostFacts, NotDurable, Outcome, Start},
         limiter,
         time::{Moment, Now},
@@ -163,8 +164,19 @@ pub struct World {
     /// Instances that a fault has taken, whichever of their processes it hit.
     taken: BTreeSet<(FaultId, ProcessId)>,
     blind_until: Moment,
+    /// A quiet hour with one drained kill after the other, if that is what is lived.
+    monkey: Option<Monkey>,
     pub tally: Tally,
     pub trace: Vec<String>,
+}
+
+/// How capacity is seen in the hour of a monkey.
+#[derive(Debug, Default)]
+pub struct Monkey {
+    /// The source only counts, and shows what was so long ago.
+    lag: Option<Duration>,
+    wake_at: Option<Moment>,
+    seen: std::collections::VecDeque<(Moment, Reading)>,
 }
 
 const BEGIN: Moment = Moment(1_000_000_000_000);
@@ -256,12 +268,79 @@ impl World {
             doomed: BTreeSet::new(),
             taken: BTreeSet::new(),
             blind_until: Moment::default(),
+            monkey: None,
             tally: Tally::default(),
             trace: Vec::new(),
         };
         world.ledger.safe.set(!world.mischief.crashes);
         world.set_out();
         world
+    }
+
+    /// An hour of kills with drains of one of four, whom a supervisor replaces; nothing else goes wrong.
+    pub fn monkey(seed: u64, lag: Option<Duration>) -> Self {
+        let mut world = Self::new(seed);
+        let host = Arc::new(SimHost::new(seed));
+        let half = Some(Stock { free: 8 << 30, total: 16 << 30 });
+        host.set_headroom(Headroom { memory: half, pids: half, file_handles: half, conntrack: half });
+        for at in 0..4_u16 {
+            host.spawn(&Spawn {
+                name: KINDS[0].to_owned(),
+                cmdline: format!("{} --instance {at}", KINDS[0]),
+                listens: vec![8000 + at],
+                respawn: Some(Duration::from_secs(2)),
+                warm_up: Duration::from_millis(500),
+                ..Spawn::default()
+            });
+            host.add_server(&format!("s{at}"), 8000 + at, Some(Duration::from_millis(300)));
+        }
+        host.advance(world.now);
+        let mut policy = (*world.policy).clone();
+        policy.groups.truncate(1);
+        let group = &mut policy.groups[0];
+        (group.floor, group.expected) = (3, Some(4));
+        group.members =
+            ProcessSelector { name: Some(KINDS[0].to_owned()), ..ProcessSelector::default() };
+        group.settle = Duration::from_secs(2);
+        group.removal = Removal { at_once: 1, every: Duration::from_secs(10) };
+        policy.limits.concurrent_runs = 1;
+        world.policy = Arc::new(policy);
+        world.engine = Engine::new(world.policy.clone(), facts(&host), None);
+        world.hands = Hands::new(host.clone());
+        world.begun = host.snapshot();
+        world.host = host;
+        world.mischief = Mischief {
+            deaths: false,
+            failures: false,
+            crashes: false,
+            blindness: false,
+            full_disk: false,
+            misses: 0.0,
+        };
+        world.ledger.safe.set(true);
+        world.queue.clear();
+        world.runs_left = u32::MAX;
+        world.monkey = Some(Monkey { lag, ..Monkey::default() });
+        world.after(0, Thing::Poll(0));
+        world.after(0, Thing::Headroom);
+        world.after(5_000, Thing::NewRun);
+        world
+    }
+
+    /// Lives an hour; at each instant of it the floor holds as it really is, and not as anybody counts.
+    pub fn live_an_hour(&mut self) {
+        let over = self.now.plus(Duration::from_hours(1));
+        while self.now < over {
+            let Some(entry) = self.queue.pop() else { break };
+            self.now = self.now.max(entry.at);
+            self.host.advance(self.now);
+            self.do_thing(entry.thing);
+            self.tell_deaths();
+            self.check();
+            let left = self.host.leaders_ready(KINDS[0]).len();
+            self.promise(left >= 3, &format!("three of four are ready, {left} are"));
+        }
+        self.end();
     }
 
     fn set_out(&mut self) {
@@ -344,7 +423,12 @@ impl World {
                     self.tell(Event::Abort { run, caller: "simulation".to_owned() });
                 }
             }
-            Thing::Wake => self.tell(Event::Tick),
+            Thing::Wake => {
+                if let Some(monkey) = &mut self.monkey {
+                    monkey.wake_at = None;
+                }
+                self.tell(Event::Tick);
+            }
         }
     }
 
@@ -354,8 +438,12 @@ impl World {
         for effect in self.engine.handle(event, now) {
             self.perform(effect);
         }
-        if let Some(at) = self.engine.next_wake(self.clock()) {
-            self.at(at.max(self.now), Thing::Wake);
+        if let Some(at) = self.engine.next_wake(self.clock()).map(|at| at.max(self.now)) {
+            // An hour has too many events to be woken for each of them.
+            let known = self.monkey.as_mut().and_then(|monkey| monkey.wake_at.replace(at));
+            if known != Some(at) {
+                self.at(at, Thing::Wake);
+            }
         }
     }
 
@@ -498,6 +586,7 @@ impl World {
         } else {
             self.host.reading(&group, &self.policy.groups).map_err(|error| error.to_string())
         };
+        let result = result.map(|reading| self.as_the_monkey_sees(reading));
         if let Ok(reading) = &result {
             self.watched.extend(reading.members.iter().flatten().map(|member| member.process.id));
         }
@@ -505,6 +594,19 @@ impl World {
         let delay = self.rng.random_range(10..5_000);
         self.after_us(delay, Thing::Event(event));
         self.after(250, Thing::Poll(index));
+    }
+
+    /// A load balancer that only counts, and whose checks take their time.
+    fn as_the_monkey_sees(&mut self, reading: Reading) -> Reading {
+        let Some(monkey) = &mut self.monkey else { return reading };
+        let Some(lag) = monkey.lag else { return reading };
+        self.watched.extend(reading.members.iter().flatten().map(|member| member.process.id));
+        monkey.seen.push_back((self.now, reading.clone()));
+        while monkey.seen.get(1).is_some_and(|(at, _)| at.plus(lag) <= self.now) {
+            monkey.seen.pop_front();
+        }
+        let (_, old) = &monkey.seen[0];
+        Reading { ready: old.ready, total: 4, members: None, ..reading }
     }
 
     fn probe(&mut self, run: Uuid, index: usize, stop: u64) {
@@ -565,6 +667,9 @@ impl World {
                     groups.push(view.name.as_str().into());
                 }
             }
+            if self.monkey.as_ref().is_some_and(|monkey| monkey.lag.is_some()) {
+                groups = vec![GROUPS[0].into()];
+            }
             if self.watched.remove(&process) {
                 let event = Event::Lost { groups, process, at };
                 let delay = self.rng.random_range(5..400);
@@ -582,7 +687,8 @@ impl World {
         self.rng.fill_bytes(&mut bytes);
         bytes[..6].copy_from_slice(&(self.now.0 / 1_000_000).to_be_bytes()[2..]);
         let run = Uuid::from_bytes(bytes);
-        let experiment = Arc::new(experiment(&mut self.rng));
+        let experiment = if self.monkey.is_some() { lose_one() } else { experiment(&mut self.rng) };
+        let experiment = Arc::new(experiment);
         let seed = self.rng.random();
         let start = Start {
             run,
@@ -597,6 +703,10 @@ impl World {
         self.tell(Event::Start(Box::new(start)));
         if let Some(view) = self.engine.view_of(run, self.clock()) {
             let _ = self.ledger.begin(&view, &serde_json::Value::Null, None);
+        }
+        if self.monkey.is_some() {
+            let next = self.draw(1_000, 40_000);
+            return self.after(next, Thing::NewRun);
         }
         if self.rng.random_bool(0.15) {
             let at = self.draw(1, 3000);
@@ -757,9 +867,9 @@ impl World {
         }
         self.seen_freezes = freezes.len();
         let drains = self.host.drains();
-        for server in drains[self.seen_drains..].iter().cloned() {
+        for server in &drains[self.seen_drains..] {
             self.tally.drains += 1;
-            self.check_drain(&server);
+            self.check_drain(server);
         }
         self.seen_drains = drains.len();
     }
@@ -967,6 +1077,39 @@ fn starts(prepared: &Prepared, unit: &str) -> bool {
 /// This unit is among its targets.
 fn takes(prepared: &Prepared, unit: &str) -> bool {
     matches!(&prepared.target, Target::Units { units } if units.iter().any(|one| one.name == unit))
+}
+
+/// Drain one of four, kill it, put it back.
+fn lose_one() -> Experiment {
+    let group = Some(GROUPS[0].into());
+    let kill = Kill {
+        target: ProcessTarget {
+            select: ProcessSelector { group, ..ProcessSelector::default() },
+            pick: Pick::Count(1),
+            order: Order::Random,
+        },
+        signal: Signal::KILL,
+        then: None,
+        drain: Some(Drain {
+            pool: Pool { haproxy: "/sim".to_owned(), backend: "checkout".to_owned() },
+            within: Duration::from_secs(2),
+            late: Late::Spare,
+        }),
+    };
+    Experiment {
+        title: "lose one of the group".to_owned(),
+        hypothesis: "nobody notices".to_owned(),
+        groups: vec![GROUPS[0].into()],
+        probes: Vec::new(),
+        steps: vec![Step {
+            name: "lose one".to_owned(),
+            fault: FaultSpec::Kill(kill),
+            duration: Some(Duration::from_secs(4)),
+            start: When::AfterPrevious,
+            charge: 0,
+        }],
+        recovery: Duration::from_secs(5),
+    }
 }
 
 fn facts(host: &SimHost) -> HostFacts {

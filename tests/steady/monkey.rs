@@ -41,7 +41,7 @@ fn watch(dir: PathBuf, seen: &Arc<Seen>) -> Vec<JoinHandle<()>> {
         std::thread::spawn(move || {
             while !seen.stop.load(Relaxed) {
                 // Some take long, so that a kill finds them in the middle of it.
-                match fetch(if at % 3 == 0 { "/" } else { "/slow" }) {
+                match fetch(if at.is_multiple_of(3) { "/" } else { "/slow" }) {
                     Ok(_) => seen.served.fetch_add(1, Relaxed),
                     Err(error) => {
                         eprintln!("a request failed: {error}");
