@@ -99,6 +99,8 @@ fn group(at: u32) -> GroupPolicy {
         stale_after: Duration::from_secs(2),
         settle: Duration::from_secs(5),
         removal: Removal { at_once: 20, every: Duration::from_secs(30) },
+        monkey: false,
+        spare: Vec::new(),
     }
 }
 
@@ -184,12 +186,14 @@ fn engine() -> Engine {
         network: NetworkPolicy { mark_mask: 0xff00_0000 },
         groups: (0..GROUPS).map(group).collect(),
         freezes: Vec::new(),
+        schedules: Vec::new(),
     };
     let facts = HostFacts {
         name: "bench".to_owned(),
         kernel: String::new(),
         version: String::new(),
         started_at: Timestamp::UNIX_EPOCH,
+        seed: 1,
         abilities: Vec::new(),
     };
     Engine::new(Arc::new(policy), facts, None)

@@ -28,6 +28,7 @@ use crate::{
     },
     journal::{Journal, Ledger as _, recovery},
     policy::{
+        calendar::slots,
         engine::{Engine, Event, HostFacts},
         time::Now,
     },
@@ -38,6 +39,7 @@ use crate::{
         hands::Hands,
         scribe::{Desk, Job, Scribe},
     },
+    schedules,
     service::notify::Manager,
     view::{ReportView, RunView},
     warden::{Launch, Warden},
@@ -93,6 +95,9 @@ pub fn run(config: &Path, until_eof: bool) -> anyhow::Result<u32> {
     }
     let journal = open_journal(&policy.state);
     let mut engine = Engine::new(policy.clone(), facts(&*host), halted);
+    let memory = schedules::load(&policy.state)
+        .inspect_err(|error| tracing::error!(%error, "every schedule is paused"));
+    engine.inherit_schedules(memory, clock().wall);
     let mut leftovers = Leftovers::default();
     let history: Arc<dyn History> = match &journal {
         Ok(journal) => {
@@ -121,7 +126,9 @@ pub fn run(config: &Path, until_eof: bool) -> anyhow::Result<u32> {
     let processes = host.processes().clone();
     let monitors = {
         let _inside = runtime.enter();
-        Monitors::start(&policy.groups, &processes, observer.clone())?
+        let monitors = Monitors::start(&policy.groups, &processes, observer.clone())?;
+        monitors.watch_freezes(&policy.freezes);
+        monitors
     };
     let manager = Arc::new(Manager::from_environment());
     let parts = Parts {
@@ -321,9 +328,19 @@ fn inherit(journal: &Journal, engine: &mut Engine, now: Now) {
     }
 }
 
+/// The same for ever on this host, and another one on each: what schedules without a seed draw from.
+/// Not the machine's id itself, which is nobody else's business.
+fn own_number() -> u64 {
+    let id = std::fs::read_to_string("/etc/machine-id").unwrap_or_default();
+    let name = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    let id = if id.trim().is_empty() { name } else { id };
+    slots::own_seed(0, &format!("vervet {}", id.trim()))
+}
+
 fn facts(host: &dyn Host) -> HostFacts {
     let uname = rustix::system::uname();
     HostFacts {
+        seed: own_number(),
         name: uname.nodename().to_string_lossy().into_owned(),
         kernel: uname.release().to_string_lossy().into_owned(),
         version: env!("CARGO_PKG_VERSION").to_owned(),

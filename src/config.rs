@@ -5,9 +5,12 @@
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
-use jiff::Timestamp;
+use jiff::{Timestamp, tz::TimeZone};
 
-use crate::experiment::{GroupName, Percent, ProcessSelector};
+use crate::{
+    experiment::{Check, DnsQuestion, GroupName, HttpCheck, Percent, ProcessSelector, Prometheus},
+    host::haproxy::Pool,
+};
 
 /// Where the agent keeps its journal, unless its policy says otherwise.
 pub const DEFAULT_STATE: &str = "/var/lib/vervet";
@@ -26,6 +29,7 @@ pub struct Policy {
     pub network: NetworkPolicy,
     pub groups: Vec<GroupPolicy>,
     pub freezes: Vec<Freeze>,
+    pub schedules: Vec<Schedule>,
 }
 
 /// Who may talk to the agent, and how.
@@ -106,6 +110,10 @@ pub struct GroupPolicy {
     pub stale_after: Duration,
     pub settle: Duration,
     pub removal: Removal,
+    /// Its owner opted in: experiments that draw a group (`@any`) may draw this one.
+    pub monkey: bool,
+    /// Members that no experiment ever picks.
+    pub spare: Vec<ProcessSelector>,
 }
 
 impl GroupPolicy {
@@ -134,7 +142,15 @@ pub enum ReadySource {
     /// A member that accepts a connection on `port` (absent: on each port that it listens on) is ready.
     Tcp { port: Option<u16>, within: Duration },
     /// A member that answers so is ready. `{port}` and `{pid}` in the URL are the member's own.
-    Http { url: String, status: Vec<u16>, body: Option<String>, within: Duration },
+    Http(HttpCheck),
+    /// One URL counts for the whole group: numbers at these JSON pointers into its body.
+    HttpCount { ask: HttpCheck, count: String, total: Option<String> },
+    /// Each record that the name has is a ready instance.
+    Dns(DnsQuestion),
+    /// The single value of the query is the number of ready instances.
+    Prometheus { server: Prometheus, query: String },
+    /// A member is ready when HAProxy has the server that is its address up, its last check included.
+    Haproxy { pool: Pool, within: Duration },
     /// The program prints the number of ready instances, or "ready total".
     Command { argv: Vec<String>, within: Duration },
 }
@@ -143,9 +159,67 @@ pub enum ReadySource {
 #[derive(Debug, Clone, PartialEq)]
 pub struct Freeze {
     pub name: String,
-    pub from: Timestamp,
-    /// Exclusive.
-    pub until: Timestamp,
-    /// IANA name, for showing the times as the owner wrote them.
-    pub zone: String,
+    pub when: When,
+}
+
+/// What a freeze goes by.
+#[derive(Debug, Clone, PartialEq)]
+pub enum When {
+    /// Once.
+    Dates {
+        from: Timestamp,
+        /// Exclusive.
+        until: Timestamp,
+        /// IANA name, for showing the times as the owner wrote them.
+        zone: String,
+    },
+    /// Every week.
+    Weekly(Window),
+    /// While an event of this iCalendar file lasts. `zone`: where its all-day events and its times
+    /// without a zone are.
+    Calendar { path: PathBuf, zone: TimeZone },
+    /// Whenever the check does not hold. It is asked every `every`.
+    Unless { check: Check, every: Duration },
+}
+
+/// Hours of some days of the week.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Window {
+    /// Monday is the first.
+    pub days: [bool; 7],
+    /// Minutes since midnight by the wall clock, 0 to 1439.
+    pub from: u16,
+    /// Exclusive, up to 1440. Not after `from`: on the day after.
+    pub until: u16,
+    pub zone: TimeZone,
+}
+
+/// Runs that begin by themselves.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Schedule {
+    /// Unique on this host.
+    pub name: String,
+    /// Of the host's library.
+    pub experiment: String,
+    pub enabled: bool,
+    /// Its runs decide and touch nothing, even where the host is unleashed.
+    pub leashed: bool,
+    /// What its draws follow from. `None`: the host's own number and the schedule's name.
+    pub seed: Option<u64>,
+    pub rhythm: Rhythm,
+}
+
+/// When a schedule's runs begin.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Rhythm {
+    /// At the times of a cron pattern, those outside of the window excepted.
+    Cron { pattern: Box<croner::Cron>, zone: TimeZone, window: Option<Window> },
+    /// At most once in each day's window; in the mean every so many of these days.
+    Mean {
+        /// Days with a window from one run to the next, in the mean; at least `least`.
+        days: f64,
+        /// Days with a window from one run to the next, at least; 1 is the day after.
+        least: u16,
+        window: Window,
+    },
 }

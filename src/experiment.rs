@@ -9,6 +9,15 @@ use std::{fmt, net::IpAddr, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
+use crate::host::haproxy::Pool;
+
+mod check;
+
+pub use check::{
+    Alertmanager, Bounds, DnsCheck, DnsQuestion, DnsRecord, Headers, HttpCheck, JsonExpect, Labels,
+    Percentiles, Prometheus, Quantile,
+};
+
 /// A whole experiment: a hypothesis, the steady state that must hold, and steps that do harm.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Experiment {
@@ -43,6 +52,9 @@ impl From<&str> for GroupName {
     }
 }
 
+/// Stands for one group, drawn with the run's seed among those whose owner opted in.
+pub const ANY_GROUP: &str = "@any";
+
 /// One question about the steady state, asked again and again.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Probe {
@@ -58,12 +70,22 @@ pub struct Probe {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum Check {
-    /// GET the URL: the status must be one of `status`, the body must contain `body`, all `within`.
-    Http { url: String, status: Vec<u16>, body: Option<String>, within: Duration },
+    /// A URL must answer as expected.
+    Http(HttpCheck),
     /// A connection to `address` (host:port) must be established within the time.
     Tcp { address: String, within: Duration },
+    /// A name must resolve as expected.
+    Dns(DnsCheck),
+    /// Every value of a query's result must lie within the bounds; no value at all is a miss.
+    Prometheus { server: Prometheus, query: String, bounds: Bounds },
+    /// None of these alerts may be firing, by the rules of a Prometheus.
+    PrometheusQuiet { server: Prometheus, quiet: Vec<Labels> },
+    /// None of these alerts may be active (neither silenced nor inhibited) in an Alertmanager.
+    AlertmanagerQuiet { server: Alertmanager, quiet: Vec<Labels> },
     /// The program (argument vector, no shell) must exit with status 0 within the time.
     Command { argv: Vec<String>, within: Duration },
+    /// At least this many servers of the backend must be up.
+    Haproxy { pool: Pool, up: u32, within: Duration },
     /// The group must have at least this many ready instances.
     Group { group: GroupName, ready: u32 },
 }
@@ -153,6 +175,28 @@ pub struct Kill {
     pub target: ProcessTarget,
     pub signal: Signal,
     pub then: Option<Escalation>,
+    /// Take the victims out of a load balancer's rotation first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub drain: Option<Drain>,
+}
+
+/// What a kill does before it kills: its victims get no new requests, and finish those they have.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Drain {
+    pub pool: Pool,
+    /// How long sessions may take to end.
+    pub within: Duration,
+    pub late: Late,
+}
+
+/// What becomes of a victim that still has sessions when its time to drain is over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Late {
+    /// It is put back and not killed.
+    Spare,
+    /// It is killed with its sessions.
+    Kill,
 }
 
 /// The second signal of a kill.

@@ -5,15 +5,15 @@
 //! a row of the journal, so that the lever works where the journal does not.
 
 use std::{
-    fs::{self, File, OpenOptions},
-    io::{self, Read, Write},
+    fs::{self, OpenOptions},
+    io,
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
 };
 
 use jiff::Timestamp;
 
-use crate::view::HaltView;
+use crate::{state_file, view::HaltView};
 
 const FILE: &str = "halt.json";
 
@@ -32,7 +32,7 @@ pub struct HaltError {
 #[must_use]
 pub fn load(state: &Path) -> Option<HaltView> {
     let path = state.join(FILE);
-    let error = match read(&path) {
+    let error = match state_file::read(&path, MAX_BYTES) {
         Ok(text) => match serde_json::from_slice::<HaltView>(&text) {
             Ok(halt) => return Some(HaltView { durable: true, ..halt }),
             Err(error) => error.to_string(),
@@ -60,7 +60,7 @@ pub fn load(state: &Path) -> Option<HaltView> {
 /// When neither could be written; the halt then holds for the life of this agent only.
 pub fn store(state: &Path, halt: &HaltView) -> Result<(), HaltError> {
     let path = state.join(FILE);
-    write(state, &path, halt)
+    write(state, halt)
         .or_else(|error| bare(state, &path).map_err(|_| error))
         .map_err(|error| HaltError { path, error })
 }
@@ -73,36 +73,18 @@ pub fn clear(state: &Path) -> Result<(), HaltError> {
     let path = state.join(FILE);
     match fs::remove_file(&path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        removed => removed.and_then(|()| sync(state)),
+        removed => removed.and_then(|()| state_file::sync(state)),
     }
     .map_err(|error| HaltError { path, error })
 }
 
-fn read(path: &Path) -> io::Result<Vec<u8>> {
-    // Not blocking: a named pipe in its place must not stop the start.
-    let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
-    let mut text = Vec::new();
-    file.take(MAX_BYTES).read_to_end(&mut text)?;
-    Ok(text)
-}
-
-fn write(state: &Path, path: &Path, halt: &HaltView) -> io::Result<()> {
-    let fresh = state.join("halt.json.new");
-    let mut file =
-        OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&fresh)?;
+fn write(state: &Path, halt: &HaltView) -> io::Result<()> {
     let durable = HaltView { durable: true, ..halt.clone() };
-    file.write_all(&serde_json::to_vec(&durable)?)?;
-    file.sync_all()?;
-    fs::rename(&fresh, path)?;
-    sync(state)
+    state_file::replace(state, FILE, &serde_json::to_vec(&durable)?)
 }
 
 /// An older halt that is there already stays as it is.
 fn bare(state: &Path, path: &Path) -> io::Result<()> {
     OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path)?.sync_all()?;
-    sync(state)
-}
-
-fn sync(state: &Path) -> io::Result<()> {
-    File::open(state)?.sync_all()
+    state_file::sync(state)
 }

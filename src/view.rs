@@ -119,8 +119,113 @@ pub struct HaltView {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct FreezeView {
     pub name: String,
+    /// Absent where nobody can know: a condition that does not hold, a file that cannot be read.
+    #[schema(value_type = Option<String>, format = DateTime)]
+    pub until: Option<Timestamp>,
+    /// Beyond the name: the event, what the condition's check answered, why it is not known.
+    pub because: Option<String>,
+}
+
+/// Runs that begin by themselves.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct ScheduleView {
+    pub name: String,
+    /// Of the host's library.
+    pub experiment: String,
+    /// For people: `cron 0 10 * * MON-FRI`, `every 2 days in the mean, never within 1 day`.
+    pub rhythm: String,
+    /// For people: `Mon-Fri 09:00-15:00 America/New_York`.
+    pub window: Option<String>,
+    pub enabled: bool,
+    /// Its runs decide and touch nothing: by itself, or because the host is leashed.
+    pub leashed: bool,
+    /// What its draws follow from: give it in the policy of any host to see the same ones there.
+    pub seed: u64,
+    pub paused: Option<PauseView>,
+    /// Its next slot, whether it is paused or not; absent when it is not enabled.
+    #[schema(value_type = Option<String>, format = DateTime)]
+    pub next: Option<Timestamp>,
+    /// What became of its latest slot.
+    pub last: Option<SlotView>,
+}
+
+/// Somebody does not want a schedule to run for the time being.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct PauseView {
+    pub reason: String,
+    pub by: String,
+    #[schema(value_type = String, format = DateTime)]
+    pub since: Timestamp,
+}
+
+/// What becomes of a slot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum SlotState {
+    /// A run will begin, as far as can be known.
+    Expected,
+    /// No run will begin: `why` says what stands against it.
+    Held,
+    /// `run` was begun.
+    Started,
+    /// No run was begun: `why`.
+    Skipped,
+    /// The agent or the host was not there, for this slot and others before it; not made up for.
+    Missed,
+}
+
+/// A moment at which a schedule's run begins.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct SlotView {
+    pub schedule: String,
+    pub experiment: String,
+    #[schema(value_type = String, format = DateTime)]
+    pub at: Timestamp,
+    /// The same by the wall clock of the schedule's zone: `2026-11-23T10:00:00-05:00[America/New_York]`.
+    pub local: String,
+    pub state: SlotState,
+    pub run: Option<Uuid>,
+    pub why: Option<String>,
+}
+
+/// A time in which nothing runs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct FrozenTimeView {
+    pub freeze: String,
+    #[schema(value_type = String, format = DateTime)]
+    pub from: Timestamp,
     #[schema(value_type = String, format = DateTime)]
     pub until: Timestamp,
+    /// The event that makes it so, where it is one of a calendar.
+    pub title: Option<String>,
+}
+
+/// A freeze whose times nobody can know in advance, as it is now.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ConditionView {
+    pub freeze: String,
+    pub frozen: bool,
+    /// Why it freezes.
+    pub because: Option<String>,
+}
+
+/// What will run, what is frozen, and what became of the latest slots.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct CalendarView {
+    #[schema(value_type = String, format = DateTime)]
+    pub from: Timestamp,
+    #[schema(value_type = String, format = DateTime)]
+    pub until: Timestamp,
+    /// By time.
+    pub slots: Vec<SlotView>,
+    /// By time.
+    pub freezes: Vec<FrozenTimeView>,
+    pub conditions: Vec<ConditionView>,
+    /// There is more than fits: it is whole up to this moment only.
+    #[schema(value_type = Option<String>, format = DateTime)]
+    pub truncated_at: Option<Timestamp>,
+    /// Why no run would begin just now, whoever asked for it.
+    pub problems: Vec<ReasonView>,
 }
 
 /// A capacity group as the limiter sees it.

@@ -6,7 +6,10 @@ use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpListener, TcpStream},
 };
-use vervet::probe::{http, tcp};
+use vervet::{
+    experiment::{Bounds, HttpCheck, JsonExpect},
+    probe::{answer, tcp},
+};
 
 const WITHIN: Duration = Duration::from_millis(300);
 
@@ -41,8 +44,17 @@ async fn say(mut stream: TcpStream, text: &str) {
 
 /// Asks, and checks that the answer came within the time (and a scheduler's breath).
 async fn get(url: &str, status: &[u16], body: Option<&str>) -> Result<(), String> {
+    let check = HttpCheck {
+        status: status.to_vec(),
+        body: body.map(str::to_owned),
+        ..HttpCheck::new(url, WITHIN)
+    };
+    ask(&check).await
+}
+
+async fn ask(check: &HttpCheck) -> Result<(), String> {
     let began = Instant::now();
-    let result = http::get(url, status, body, WITHIN).await;
+    let result = answer::ask(check).await;
     assert!(began.elapsed() < WITHIN * 4, "took {:?}", began.elapsed());
     result
 }
@@ -150,4 +162,130 @@ async fn words_across_the_seam_of_two_pieces_are_found() {
     })
     .await;
     assert_eq!(get(&url, &[200], Some("lo wo")).await, Ok(()));
+}
+
+/// Says what it was asked for, in a header and in JSON.
+async fn mirror() -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a listener");
+    let address = listener.local_addr().expect("address");
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let mut head = Vec::new();
+            while !head.ends_with(b"\r\n\r\n") {
+                head.push(stream.read_u8().await.expect("a byte"));
+            }
+            let head = String::from_utf8(head).expect("text");
+            let hosts = head.lines().filter_map(|line| line.strip_prefix("host: ")).collect::<Vec<_>>();
+            let body = format!(
+                "{{\"hosts\": {hosts:?}, \"replicas\": {{\"ready\": 3, \"total\": 4.0}}, \"up\": true, \
+                 \"a/b\": {{\"m~n\": \"x\"}}, \"huge\": 5000000000}}"
+            );
+            let answer = format!(
+                "HTTP/1.1 200 OK\r\nCache-Control: no-store\r\nVia: a\r\nvia: b\r\nContent-Length: {}\r\n\r\n{body}",
+                body.len()
+            );
+            say(stream, &answer).await;
+        }
+    });
+    format!("http://{address}/")
+}
+
+fn expect(json: &[(&str, JsonExpect)], url: &str) -> HttpCheck {
+    let json = json.iter().map(|(pointer, wanted)| ((*pointer).to_owned(), wanted.clone())).collect();
+    HttpCheck { json, ..HttpCheck::new(url, WITHIN) }
+}
+
+#[tokio::test]
+async fn headers_are_sent_in_the_place_of_our_own() {
+    let url = mirror().await;
+    let mut check = expect(&[("/hosts/0", JsonExpect::Is("shop.test".into()))], &url);
+    assert!(ask(&check).await.expect_err("its own address").contains("not \"shop.test\""));
+    check.headers = [("HOST".to_owned(), "shop.test".to_owned())].into();
+    assert_eq!(ask(&check).await, Ok(()));
+    check.json = [("/hosts/1".to_owned(), JsonExpect::Is("shop.test".into()))].into();
+    assert!(ask(&check).await.expect_err("only one").contains("without anything"), "sent once");
+}
+
+#[tokio::test]
+async fn headers_of_the_answer_are_judged() {
+    let url = mirror().await;
+    let with = |name: &str, value: &str| HttpCheck {
+        answer: [(name.to_owned(), value.to_owned())].into(),
+        ..HttpCheck::new(&url, WITHIN)
+    };
+    assert_eq!(ask(&with("cache-control", "no-store")).await, Ok(()));
+    assert_eq!(ask(&with("Via", "b")).await, Ok(()), "one of several");
+    let wrong = ask(&with("Cache-Control", "private")).await.expect_err("wrong");
+    assert!(wrong.ends_with("answered with `Cache-Control: no-store`, not `private`"), "{wrong}");
+    let missing = ask(&with("X-Ready", "yes")).await.expect_err("missing");
+    assert!(missing.ends_with("answered without the header `X-Ready`"), "{missing}");
+}
+
+#[tokio::test]
+async fn json_pointers_find_what_is_expected_or_it_is_a_miss() {
+    let url = mirror().await;
+    let is = |value: serde_json::Value| JsonExpect::Is(value);
+    let within = |at_least, at_most| JsonExpect::Within(Bounds { at_least, at_most });
+    for (pointer, wanted) in [
+        ("/replicas/ready", is(3.into())),
+        ("/replicas/ready", is(3.0.into())),
+        ("/replicas/total", is(4.into())),
+        ("/up", is(true.into())),
+        ("/a~1b/m~0n", is("x".into())),
+        ("/replicas/ready", within(Some(3.0), Some(3.0))),
+    ] {
+        assert_eq!(ask(&expect(&[(pointer, wanted)], &url)).await, Ok(()), "{pointer}");
+    }
+    for (pointer, wanted, said) in [
+        ("/replicas/ready", is(4.into()), "3, not 4"),
+        ("/replicas/ready", is("3".into()), "3, not \"3\""),
+        ("/up", is("true".into()), "true, not"),
+        ("/replicas", is(3.into()), "an object, not 3"),
+        ("/replicas/gone", is(3.into()), "without anything at `/replicas/gone`"),
+        ("/replicas/ready", within(Some(4.0), None), "3, and at least 4"),
+        ("/up", within(Some(0.0), None), "true, not a number"),
+    ] {
+        let error = ask(&expect(&[(pointer, wanted)], &url)).await.expect_err("a miss");
+        assert!(error.contains(said), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn a_body_that_is_no_json_or_too_long_is_a_miss() {
+    let wanted = JsonExpect::Is(true.into());
+    let text =
+        server(|stream| say(stream, "HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n{\"a\":true")).await;
+    let error = ask(&expect(&[("/a", wanted.clone())], &text)).await.expect_err("cut");
+    assert!(error.contains("no JSON document"), "{error}");
+    let endless = server(|mut stream| async move {
+        let _ = stream.write_all(b"HTTP/1.1 200 OK\r\n\r\n[").await;
+        while stream.write_all(&[b' '; 8192]).await.is_ok() {}
+    })
+    .await;
+    let error = ask(&expect(&[("/a", wanted)], &endless)).await.expect_err("too long");
+    assert!(error.contains("more than 65536 bytes"), "{error}");
+}
+
+#[tokio::test]
+async fn one_answer_counts_for_a_group() {
+    let url = mirror().await;
+    let check = HttpCheck::new(&url, WITHIN);
+    let count = answer::count(&check, "/replicas/ready", None).await.expect("a count");
+    assert_eq!((count.ready, count.total), (3, None));
+    for (ready, total, said) in [
+        ("/replicas/total", None, "4.0, not a number of instances"),
+        ("/huge", None, "5000000000, not a number"),
+        ("/nowhere", None, "without anything at `/nowhere`"),
+        ("/up", None, "true, not a number"),
+        ("/replicas/ready", Some("/nowhere"), "without anything"),
+    ] {
+        let error = answer::count(&check, ready, total).await.expect_err("no count");
+        assert!(error.contains(said), "{error}");
+    }
+    let lying =
+        server(|stream| say(stream, "HTTP/1.1 200 OK\r\nContent-Length: 14\r\n\r\n{\"r\":5,\"t\":4}\n"))
+            .await;
+    let error =
+        answer::count(&HttpCheck::new(&lying, WITHIN), "/r", Some("/t")).await.expect_err("5 of 4");
+    assert!(error.ends_with("counts 5 ready of 4"), "{error}");
 }

@@ -16,7 +16,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use uuid::Uuid;
 use vervet::{
     config::{GroupPolicy, ReadySource, Removal},
-    experiment::{Check, GroupName, Probe, ProcessSelector, Signal},
+    experiment::{Check, GroupName, HttpCheck, Probe, ProcessSelector, Signal},
     host::ProcessId,
     policy::capacity::Reading,
     probe::monitor::{Monitors, Observation},
@@ -35,6 +35,8 @@ fn group(name: &str, tag: &str, ready: ReadySource) -> GroupPolicy {
         stale_after: Duration::from_secs(5),
         settle: Duration::from_secs(1),
         removal: Removal { at_once: 1, every: Duration::from_secs(1) },
+        monkey: false,
+        spare: Vec::new(),
     }
 }
 
@@ -152,11 +154,61 @@ async fn programs_count_and_members_are_watched_all_the_same() {
     let id = kid.id();
     let argv = ["/bin/echo", "7", "9"].map(str::to_owned).to_vec();
     let ready = ReadySource::Command { argv, within: Duration::from_secs(5) };
-    let mut watch = Watch::start(&[group("g", &tag, ready)]);
+    let expected = GroupPolicy { expected: Some(7), ..group("g", &tag, ready) };
+    let mut watch = Watch::start(&[expected]);
     let reading = watch.reading("g").await.expect("a reading");
     assert_eq!((reading.ready, reading.total, reading.members), (7, 9, None));
     kid.end();
     assert_eq!(watch.lost().await, (vec!["g".into()], id));
+}
+
+/// A program that counts what is in a file, which the test changes.
+fn counting(dir: &std::path::Path) -> ReadySource {
+    let argv = vec!["/bin/cat".to_owned(), dir.join("count").display().to_string()];
+    ReadySource::Command { argv, within: Duration::from_secs(5) }
+}
+
+#[tokio::test]
+async fn a_count_above_the_expected_is_not_believed() {
+    let (tag, dir) = (tag("above"), tempfile::tempdir().expect("a directory"));
+    let (count, _kid) = (dir.path().join("count"), Kid::sleeper(&tag));
+    let policy = GroupPolicy { expected: Some(4), ..group("g", &tag, counting(dir.path())) };
+    std::fs::write(&count, "4").expect("written");
+    let mut watch = Watch::start(&[policy]);
+    assert_eq!(watch.reading("g").await.expect("a reading").ready, 4);
+    std::fs::write(&count, "5").expect("written");
+    watch.monitors.refresh(&"g".into());
+    let error = watch.reading("g").await.expect_err("more than there can be");
+    assert_eq!(error, "the source counts 5 ready in g, and 4 are expected at most");
+}
+
+#[tokio::test]
+async fn a_count_above_what_is_found_is_believed_for_as_long_as_it_may_be_late() {
+    let (tag, dir) = (tag("late"), tempfile::tempdir().expect("a directory"));
+    let count = dir.path().join("count");
+    let mut kids = [Kid::sleeper(&tag), Kid::sleeper(&tag)];
+    let settle = Duration::from_millis(400);
+    let policy = GroupPolicy { settle, ..group("g", &tag, counting(dir.path())) };
+    std::fs::write(&count, "2").expect("written");
+    let mut watch = Watch::start(&[policy]);
+    let reading = watch.reading("g").await.expect("a reading");
+    assert_eq!((reading.ready, reading.total), (2, 2));
+    // One dies; the program has not noticed yet.
+    kids[1].end();
+    watch.monitors.refresh(&"g".into());
+    assert_eq!(watch.reading("g").await.expect("a reading").ready, 2);
+    // It never does.
+    let lie = loop {
+        tokio::time::sleep(settle / 4).await;
+        watch.monitors.refresh(&"g".into());
+        if let Err(lie) = watch.reading("g").await {
+            break lie;
+        }
+    };
+    assert!(lie.starts_with("the source counts 2 ready in g, and 1 are found"), "{lie}");
+    std::fs::write(&count, "1").expect("written");
+    watch.monitors.refresh(&"g".into());
+    assert_eq!(watch.reading("g").await.expect("a reading").ready, 1);
 }
 
 #[tokio::test]
@@ -172,6 +224,7 @@ async fn sources_that_fail_or_hang_are_missing_readings() {
     // An answer that comes after readings of its age are stale is none.
     let mut slow = group("slow", &tag, command("sleep 1; echo 4", PATIENCE));
     slow.stale_after = Duration::from_millis(300);
+    slow.expected = Some(4);
     let mut watch = Watch::start(std::slice::from_ref(&failing));
     assert!(watch.reading("failing").await.expect_err("failed").contains("status 1"));
     let mut watch = Watch::start(&[hanging]);
@@ -243,7 +296,8 @@ async fn members_that_hang_are_not_ready_and_hold_nobody_up() {
     let kids = [server(&tag, true), server(&tag, true), server(&tag, false)];
     let within = Duration::from_millis(500);
     let url = "http://127.0.0.1:{port}/healthz?pid={pid}".to_owned();
-    let http = ReadySource::Http { url, status: vec![200], body: Some("ok".into()), within };
+    let http = HttpCheck { body: Some("ok".into()), ..HttpCheck::new(url, within) };
+    let http = ReadySource::Http(http);
     let tcp = ReadySource::Tcp { port: None, within };
     let other = ReadySource::Tcp { port: Some(1), within };
     let groups = [group("http", &tag, http), group("tcp", &tag, tcp), group("port", &tag, other)];

@@ -111,6 +111,8 @@ fn group(ready: ReadySource) -> GroupPolicy {
         stale_after: Duration::from_secs(3),
         settle: Duration::from_secs(1),
         removal: Removal { at_once: 1, every: Duration::from_secs(1) },
+        monkey: false,
+        spare: Vec::new(),
     }
 }
 

@@ -35,6 +35,8 @@ fn group(name: &str, members: ProcessSelector) -> GroupPolicy {
         stale_after: second,
         settle: second,
         removal: Removal { at_once: 1, every: second },
+        monkey: false,
+        spare: Vec::new(),
     }
 }
 

@@ -40,7 +40,7 @@ const fn rule(method: &'static str, path: &'static str, role: Option<Role>) -> R
 }
 
 /// Every route there is.
-pub const RULES: [Rule; 20] = {
+pub const RULES: [Rule; 24] = {
     use Role::{Observer, Operator, Owner};
     [
         rule("GET", "/healthz", None),
@@ -53,6 +53,10 @@ pub const RULES: [Rule; 20] = {
         rule("GET", "/v1/experiments", Some(Observer)),
         rule("GET", "/v1/experiments/{name}", Some(Observer)),
         rule("GET", "/v1/experiments/{folder}/{name}", Some(Observer)),
+        rule("GET", "/v1/schedules", Some(Observer)),
+        rule("PUT", "/v1/schedules/{name}/pause", Some(Operator)),
+        rule("DELETE", "/v1/schedules/{name}/pause", Some(Operator)),
+        Rule { query: &["from", "until"], ..rule("GET", "/v1/calendar", Some(Observer)) },
         Rule { query: &["seed"], ..rule("POST", "/v1/plans", Some(Operator)) },
         Rule { query: &["seed", "plan"], ..rule("POST", "/v1/runs", Some(Operator)) },
         Rule {

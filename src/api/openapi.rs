@@ -25,6 +25,7 @@ use crate::{config::Role, view};
         (name = "agent", description = "Is it well?"),
         (name = "host", description = "What it knows of this host"),
         (name = "experiments", description = "The library"),
+        (name = "schedules", description = "Runs that begin by themselves, and times in which none does"),
         (name = "runs", description = "Plans, runs, and what became of them"),
         (name = "halt", description = "The lever that stops everything"),
     ),

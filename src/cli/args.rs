@@ -115,6 +115,13 @@ Example: vervet new --kind kill --group checkout \\
     /// Release the halt (owners only)
     #[command(after_help = "Example: vervet resume")]
     Resume,
+    /// What runs by itself, what is frozen, and why
+    #[command(after_help = "\
+Example: vervet calendar --weeks 4")]
+    Calendar(Calendar),
+    /// List schedules, pause and resume them
+    #[command(after_help = "Example: vervet schedules pause monkey --reason 'release day'")]
+    Schedules(Schedules),
     /// Is this chaos? Halt, groups, faults and runs at a glance
     #[command(after_help = "Example: vervet status")]
     Status,
@@ -275,6 +282,47 @@ pub struct Watch {
     /// The run; without it the one that runs now, or the next one to begin
     #[arg(value_name = "ID")]
     pub id: Option<String>,
+}
+
+#[derive(Debug, Clone, Args)]
+pub struct Calendar {
+    /// How many weeks, from now on
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=52))]
+    pub weeks: u16,
+    /// Begin so many days ago: what became of slots, as far as it is remembered
+    #[arg(long, value_name = "DAYS", default_value_t = 0, value_parser = clap::value_parser!(u16).range(0..=366))]
+    pub past: u16,
+}
+
+#[derive(Debug, Clone, Args)]
+pub struct Schedules {
+    #[command(subcommand)]
+    pub action: Option<ScheduleAction>,
+}
+
+#[derive(Debug, Clone, Subcommand)]
+pub enum ScheduleAction {
+    /// Begin no runs of it until it is resumed; survives restarts
+    Pause {
+        /// Its name, as `vervet schedules` shows it
+        #[arg(required_unless_present = "all")]
+        name: Option<String>,
+        /// Every schedule of the host
+        #[arg(long, conflicts_with = "name")]
+        all: bool,
+        /// Why, for those who wonder
+        #[arg(long, value_name = "TEXT", default_value = "paused by hand")]
+        reason: String,
+    },
+    /// Let it run again; what was missed is not made up for
+    Resume {
+        /// Its name, as `vervet schedules` shows it
+        #[arg(required_unless_present = "all")]
+        name: Option<String>,
+        /// Every schedule of the host
+        #[arg(long, conflicts_with = "name")]
+        all: bool,
+    },
 }
 
 #[derive(Debug, Clone, Args)]

@@ -5,6 +5,7 @@
 
 use std::{error::Error as _, io, path::Path, time::Duration};
 
+use jiff::Timestamp;
 use reqwest::{Method, RequestBuilder, Response, header};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -18,7 +19,10 @@ use crate::{
         problem::Problem,
         text,
     },
-    view::{FaultView, GroupView, HaltView, HostView, PlanView, ReportView, RunView},
+    view::{
+        CalendarView, FaultView, GroupView, HaltView, HostView, PlanView, ReportView, RunView,
+        ScheduleView,
+    },
 };
 
 /// For a call that only reads or enqueues.
@@ -264,6 +268,46 @@ impl Client {
     pub async fn resume(&self) -> Result<Option<HaltView>, ClientError> {
         let answer = self.answer(self.request(Method::DELETE, "v1/halt")?, CALL_TIMEOUT).await?;
         self.typed(list(answer, "released"))
+    }
+
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn schedules(&self) -> Result<Vec<ScheduleView>, ClientError> {
+        self.typed(list(self.get("v1/schedules").await?, "schedules"))
+    }
+
+    /// What will run from `from` on, for `days` days.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn calendar(
+        &self,
+        from: Timestamp,
+        until: Timestamp,
+    ) -> Result<CalendarView, ClientError> {
+        let query = [("from", from.to_string()), ("until", until.to_string())];
+        self.typed(self.get(&form("v1/calendar", &query)).await?)
+    }
+
+    /// Pauses a schedule, or resumes it where no reason is given. Says whether that is on disk.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn pause(
+        &self,
+        schedule: &str,
+        reason: Option<&str>,
+    ) -> Result<(ScheduleView, bool), ClientError> {
+        let path = format!("v1/schedules/{schedule}/pause");
+        let request = match reason {
+            Some(reason) => {
+                self.request(Method::PUT, &path)?.json(&serde_json::json!({ "reason": reason }))
+            }
+            None => self.request(Method::DELETE, &path)?,
+        };
+        let answer = self.answer(request, CALL_TIMEOUT).await?;
+        let durable = answer["durable"].as_bool().unwrap_or_default();
+        Ok((self.typed(list(answer, "schedule"))?, durable))
     }
 
     /// The events of a run behind the one numbered `last`; the caller reads the body.

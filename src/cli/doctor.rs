@@ -203,8 +203,7 @@ fn from_agent(host: &HostView, findings: &mut Vec<Finding>) {
         findings.push(Finding::new(Health::Note, "halted", text));
     }
     if let Some(freeze) = &host.frozen {
-        let text = format!("until {}: {}", freeze.until, freeze.name);
-        findings.push(Finding::new(Health::Note, "frozen", text));
+        findings.push(Finding::new(Health::Note, "frozen", super::text::freeze(freeze)));
     }
     let abilities = host.faults.iter().map(|view| Ability {
         fault: view.fault,

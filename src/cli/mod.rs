@@ -10,6 +10,7 @@ use serde_json::Value;
 
 pub mod args;
 pub mod ask;
+pub mod calendar;
 pub mod check;
 pub mod client;
 pub mod doctor;
@@ -145,6 +146,8 @@ async fn talk(command: Command, global: &Global, ui: &Ui) -> Outcome {
         Command::Abort(args) => runs::abort(&client, &args.id, ui).await,
         Command::Halt(args) => lever::halt(&client, &args.reason, ui).await,
         Command::Resume => lever::resume(&client, ui).await,
+        Command::Calendar(args) => calendar::calendar(&client, &args, ui).await,
+        Command::Schedules(args) => calendar::schedules(&client, args.action.as_ref(), ui).await,
         Command::Status => status::status(&client, ui).await,
         Command::Faults => status::faults(&client, ui).await,
         _ => unreachable!("dispatched without an agent"),

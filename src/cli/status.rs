@@ -177,7 +177,7 @@ fn conditions(host: &HostView) -> Vec<(String, Tone)> {
         ));
     }
     if let Some(freeze) = &host.frozen {
-        out.push((format!("frozen until {}: {}", freeze.until, freeze.name), Tone::Warn));
+        out.push((format!("frozen: {}", super::text::freeze(freeze)), Tone::Warn));
     }
     if host.leashed {
         let text =

@@ -7,6 +7,8 @@ use std::time::Duration;
 use jiff::Timestamp;
 use serde_json::Value;
 
+use crate::view::FreezeView;
+
 /// Replaces what a terminal would act on. Names and command lines come from any process of a host.
 #[must_use]
 pub fn clean(text: &str) -> String {
@@ -21,6 +23,14 @@ pub fn clean_value(value: &mut Value) {
         Value::Object(fields) => fields.values_mut().for_each(clean_value),
         _ => {}
     }
+}
+
+/// A freeze that is in force, in a line.
+#[must_use]
+pub fn freeze(freeze: &FreezeView) -> String {
+    let until = freeze.until.map(|until| format!(" until {until}")).unwrap_or_default();
+    let because = freeze.because.as_ref().map(|because| format!(" ({because})")).unwrap_or_default();
+    format!("{}{until}{because}", freeze.name)
 }
 
 /// Number of characters.

@@ -10,7 +10,9 @@ use super::{
 };
 use crate::{
     config::{GroupPolicy, Policy},
-    experiment::{Check, Experiment, FaultSpec, GroupName, Kill, Pause, Pick, Step, UnitFault},
+    experiment::{
+        ANY_GROUP, Check, Experiment, FaultSpec, GroupName, Kill, Pause, Pick, Step, UnitFault,
+    },
     units::show_duration,
 };
 
@@ -58,6 +60,12 @@ fn group(policy: &Policy, name: &GroupName, path: &str) -> Option<Diagnostic> {
     if declared(policy, name).is_some() {
         return None;
     }
+    if name.0 == ANY_GROUP {
+        let none = !policy.groups.iter().any(|group| group.monkey);
+        let message = "no group of this host's policy opted in to be drawn";
+        return none
+            .then(|| Diagnostic::at(path, message).with_help("`monkey = true` in a `[[group]]` does"));
+    }
     let names = || policy.groups.iter().map(|group| group.name.0.as_str());
     let help = match nearest(&name.0, names()) {
         Some(near) => format!("did you mean \"{near}\"?"),
@@ -88,6 +96,7 @@ fn step(policy: &Policy, step: &Step, path: &str) -> Vec<Diagnostic> {
     let mut found = vec![too_long("duration", step.duration)];
     if let FaultSpec::Kill(kill) = &step.fault {
         found.push(too_long("then.after", kill.then.map(|then| then.after)));
+        found.push(too_long("drain.within", kill.drain.as_ref().map(|drain| drain.within)));
     }
     if let FaultSpec::Kill(Kill { target, .. })
     | FaultSpec::Pause(Pause { target })

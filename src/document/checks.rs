@@ -1,4 +1,7 @@
-//! Reads questions with a yes or no: steady-state probes, and readiness sources of groups.
+//! Reads questions with a yes or no: steady-state probes, and the same questions as conditions.
+//!
+//! Readiness sources of groups are [`ready`]'s. What a check asks and what it expects are tables of
+//! their own, so the same word (`headers`) can stand in both.
 
 use std::time::Duration;
 
@@ -8,14 +11,34 @@ use super::{
     tree::{Node, Value},
     values,
 };
-use crate::{
-    config::ReadySource,
-    experiment::{Check, Probe},
-};
+use crate::experiment::{Check, Probe};
 
-const CHECKS: &[&str] = &["http", "tcp", "command", "group"];
-const EXPECT: &[&str] = &["status", "body", "within", "ready"];
+mod dns;
+mod haproxy;
+mod http;
+mod prometheus;
+mod ready;
+
+pub use haproxy::pool;
+pub use ready::ready;
+
+const CHECKS: &[&str] =
+    &["http", "tcp", "dns", "prometheus", "alertmanager", "haproxy", "command", "group"];
+/// Without `group`: what holds of a group the limiter asks by itself.
+const CONDITIONS: &[&str] = &["http", "tcp", "dns", "prometheus", "alertmanager", "haproxy", "command"];
 const PROBE: &[&str] = &["name", "expect", "every", "tolerate"];
+
+/// What belongs to the question of some checks only, and to which.
+const QUESTION: &[&str] = &["headers", "server", "query", "quiet", "fresh", "watchdog", "backend"];
+const ASKED_OF: &[(&str, &[&str])] = &[
+    ("headers", &["http", "prometheus", "alertmanager"]),
+    ("server", &["dns"]),
+    ("query", &["prometheus"]),
+    ("quiet", &["prometheus", "alertmanager"]),
+    ("fresh", &["prometheus"]),
+    ("watchdog", &["alertmanager"]),
+    ("backend", &["haproxy"]),
+];
 
 /// `every` of a probe, where it is not given.
 pub const EVERY: Duration = Duration::from_secs(1);
@@ -29,74 +52,91 @@ const LONGEST_WITHIN: Duration = Duration::from_mins(1);
 
 /// A `[[probe]]`: exactly one check, and what it expects.
 pub fn probe(node: &Node, report: &Report) -> Read<Probe> {
-    let shape = Shape { what: "a probe", keys: &[PROBE, CHECKS], known: later::nothing };
+    let keys: &[&[&str]] = &[PROBE, CHECKS, QUESTION];
+    let shape = Shape { what: "a probe", keys, known: later::nothing };
     let table = Table::open(node, report, &shape)?;
     let name = table.need("name", "name = \"checkout answers\"", values::line);
-    let check = check(&table);
     let every = values::duration(Duration::from_millis(10)..=Duration::from_hours(1));
     let every = table.or("every", EVERY, every);
+    let check = check(&table, shape.what, CHECKS, every.map(Some));
     let tolerate = table.or("tolerate", 0, values::count(0..=1000, "misses"));
     Ok(Probe { name: name?, check: check?, every: every?, tolerate: tolerate? })
 }
 
-fn check(table: &Table<'_>) -> Read<Check> {
-    let kind = one_of(table, CHECKS, "a probe", "http = \"http://127.0.0.1:8080/healthz\"")?;
-    let answer = match kind {
-        "http" => table.need(kind, "", address::url).map(|url| {
-            let (status, body, within) = (vec![200], None, WITHIN);
-            Check::Http { url, status, body, within }
-        }),
+/// A single question with what it expects, outside of any experiment.
+///
+/// # Errors
+/// When it is not exactly one check, or asks for more than its answer.
+pub fn condition(node: &Node, report: &Report) -> Read<Check> {
+    let keys: &[&[&str]] = &[CONDITIONS, QUESTION, &["expect"]];
+    let shape = Shape { what: "a condition", keys, known: later::in_condition };
+    let table = Table::open(node, report, &shape)?;
+    check(&table, shape.what, CONDITIONS, Ok(None))
+}
+
+/// `every`: the pace at which it is asked, if that is said beside it.
+fn check(
+    table: &Table<'_>,
+    what: &str,
+    checks: &'static [&'static str],
+    every: Read<Option<Duration>>,
+) -> Read<Check> {
+    let kind = one_of(table, checks, what, "http = \"http://127.0.0.1:8080/healthz\"")?;
+    only_for(table, ASKED_OF, kind, what);
+    match kind {
+        "http" => http::check(table, every),
+        "dns" => dns::check(table),
+        "prometheus" => prometheus::prometheus(table),
+        "alertmanager" => prometheus::alertmanager(table),
+        "haproxy" => haproxy::check(table),
         "tcp" => {
-            table.need(kind, "", address::endpoint).map(|address| Check::Tcp { address, within: WITHIN })
+            let address = table.need(kind, "", address::endpoint);
+            let within = expect(table, "what a tcp probe expects", &["within"], within_of);
+            Ok(Check::Tcp { address: address?, within: within? })
         }
         "group" => {
-            table.need(kind, "", values::group_name).map(|group| Check::Group { group, ready: 0 })
+            let group = table.need(kind, "", values::some_group);
+            if !table.has("expect") {
+                return Err(table.missing("expect", "expect = { ready = 3 }"));
+            }
+            let ready = expect(table, "what a group probe expects", &["ready"], |expect| {
+                expect.map_or(Ok(0), |table| table.need("ready", "ready = 3", ready_count))
+            });
+            Ok(Check::Group { group: group?, ready: ready? })
         }
-        _ => table.need(kind, "", argv).map(|argv| Check::Command { argv, within: WITHIN }),
-    };
-    let expect = expect(table, kind)?;
-    Ok(match answer? {
-        Check::Http { url, .. } => {
-            let Expect { status, body, within, .. } = expect;
-            Check::Http { url, status, body, within }
+        _ => {
+            let argv = table.need(kind, "", argv);
+            let within = expect(table, "what a command probe expects", &["within"], within_of);
+            Ok(Check::Command { argv: argv?, within: within? })
         }
-        Check::Tcp { address, .. } => Check::Tcp { address, within: expect.within },
-        Check::Command { argv, .. } => Check::Command { argv, within: expect.within },
-        Check::Group { group, .. } => Check::Group { group, ready: expect.ready },
-    })
+    }
 }
 
-/// What a probe expects; its check takes the part that it has.
-struct Expect {
-    status: Vec<u16>,
-    body: Option<String>,
-    within: Duration,
-    ready: u32,
+/// Opens the table `expect`, if there is one, and reads it.
+fn expect<T>(
+    table: &Table<'_>,
+    what: &str,
+    keys: &[&'static str],
+    read: impl FnOnce(Option<&Table<'_>>) -> Read<T>,
+) -> Read<T> {
+    let Some(node) = table.node("expect") else { return read(None) };
+    let shape = Shape { what, keys: &[keys], known: later::nothing };
+    read(Some(&Table::open(node, table.report, &shape)?))
 }
 
-fn expect(probe: &Table<'_>, kind: &str) -> Read<Expect> {
-    let default = || Expect { status: vec![200], body: None, within: WITHIN, ready: 0 };
-    let Some(node) = probe.node("expect") else {
-        return match kind {
-            "group" => Err(probe.missing("expect", "expect = { ready = 3 }")),
-            _ => Ok(default()),
-        };
-    };
-    let (what, keys): (_, &[&str]) = match kind {
-        "http" => ("what an http probe expects", &EXPECT[..3]),
-        "group" => ("what a group probe expects", &EXPECT[3..]),
-        "tcp" => ("what a tcp probe expects", &EXPECT[2..3]),
-        _ => ("what a command probe expects", &EXPECT[2..3]),
-    };
-    let table = Table::open(node, probe.report, &Shape { what, keys: &[keys], known: later::nothing })?;
-    let status = statuses(&table);
-    let body = table.find("body", values::prose);
-    let within = within(&table, WITHIN);
-    let ready = match kind {
-        "group" => table.need("ready", "ready = 3", ready_count),
-        _ => Ok(0),
-    };
-    Ok(Expect { status: status?, body: body?, within: within?, ready: ready? })
+fn within_of(expect: Option<&Table<'_>>) -> Read<Duration> {
+    expect.map_or(Ok(WITHIN), |table| within(table, WITHIN))
+}
+
+/// Reports keys that belong to other kinds of question than this.
+fn only_for(table: &Table<'_>, keys: &[(&str, &[&'static str])], kind: &str, what: &str) {
+    for (key, kinds) in keys.iter().filter(|(_, kinds)| !kinds.contains(&kind)) {
+        if let Some(node) = table.node(key) {
+            let kinds = listed(kinds.iter().copied());
+            let what = what.trim_start_matches("a ");
+            table.report.error(node, format!("`{key}` is for {kinds}, and this {what} is `{kind}`"));
+        }
+    }
 }
 
 fn ready_count(node: &Node, report: &Report) -> Read<u32> {
@@ -104,18 +144,6 @@ fn ready_count(node: &Node, report: &Report) -> Read<u32> {
         return Err(report.error(node, "a group always has at least 0 ready: this would ask nothing"));
     }
     values::count(1..=100_000, "ready instances")(node, report)
-}
-
-fn statuses(table: &Table<'_>) -> Read<Vec<u16>> {
-    table.or("status", vec![200], values::one_or_more(32, "statuses", status))
-}
-
-fn status(node: &Node, report: &Report) -> Read<u16> {
-    let Value::Integer(number) = node.value else {
-        return Err(report.mismatch(node, "an HTTP status such as 200"));
-    };
-    let status = u16::try_from(number).ok().filter(|status| (200..=599).contains(status));
-    status.ok_or_else(|| report.error(node, "an HTTP status lies between 200 and 599"))
 }
 
 fn within(table: &Table<'_>, default: Duration) -> Read<Duration> {
@@ -174,69 +202,4 @@ fn nothing_asked(table: &Table<'_>, keys: &[&str], message: String, example: &st
         return Failed;
     }
     table.report.advise(table.node, message, format!("for example: {example}"))
-}
-
-const SOURCES: &[&str] = &["http", "tcp", "command"];
-
-/// `ready` of a group: a word, or a table with exactly one source.
-pub fn ready(node: &Node, report: &Report) -> Read<ReadySource> {
-    if let Value::Text(word) = &node.value {
-        return match word.as_str() {
-            "process" => Ok(ReadySource::Process),
-            "systemd" => Ok(ReadySource::Systemd),
-            "tcp" => Ok(ReadySource::Tcp { port: None, within: READY_WITHIN }),
-            _ => Err(no_source(node, report, word)),
-        };
-    }
-    let what = "a readiness source";
-    let keys: &[&[&str]] = &[SOURCES, &["status", "body", "within"]];
-    let table = Table::open(node, report, &Shape { what, keys, known: later::in_ready })?;
-    let kind = one_of(&table, SOURCES, what, "http = \"http://127.0.0.1:{port}/healthz\"")?;
-    if kind != "http" {
-        for key in ["status", "body"] {
-            if let Some(node) = table.node(key) {
-                report.error(node, format!("`{key}` is for `http`, and this source is `{kind}`"));
-            }
-        }
-    }
-    let within = within(&table, READY_WITHIN);
-    match kind {
-        "http" => {
-            let url = table.need("http", "", address::member_url);
-            let (status, body) = (statuses(&table), table.find("body", values::prose));
-            Ok(ReadySource::Http { url: url?, status: status?, body: body?, within: within? })
-        }
-        "tcp" => {
-            let port = table.need("tcp", "", listening_port);
-            Ok(ReadySource::Tcp { port: port?, within: within? })
-        }
-        _ => {
-            let argv = table.need("command", "", argv);
-            Ok(ReadySource::Command { argv: argv?, within: within? })
-        }
-    }
-}
-
-/// A port, or `"all"`: each that the member listens on.
-fn listening_port(node: &Node, report: &Report) -> Read<Option<u16>> {
-    match &node.value {
-        Value::Text(text) if text == "all" => Ok(None),
-        Value::Text(_) => {
-            Err(report
-                .error(node, "expected a port number, or \"all\" for each that a member listens on"))
-        }
-        _ => values::port(node, report).map(Some),
-    }
-}
-
-fn no_source(node: &Node, report: &Report, word: &str) -> Failed {
-    if let Some(known) = later::in_ready(word) {
-        return report.advise(node, known.message, known.help);
-    }
-    if SOURCES.contains(&word) {
-        let help = format!("write `ready = {{ {word} = … }}`");
-        return report.advise(node, format!("`{word}` needs to know whom to ask"), help);
-    }
-    let words = ["process", "systemd", "tcp", "http", "command"].into_iter();
-    values::no_such(node, report, "a readiness source", word, words)
 }

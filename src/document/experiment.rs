@@ -9,7 +9,10 @@ use super::{
     tree::{Node, Value},
     values,
 };
-use crate::{experiment::Experiment, units::clip};
+use crate::{
+    experiment::{ANY_GROUP, Experiment},
+    units::clip,
+};
 
 /// Steps in one experiment.
 pub const MOST_STEPS: usize = 64;
@@ -30,7 +33,7 @@ pub fn experiment(root: &Node, report: &Report) -> Read<Experiment> {
         table.need("title", "title = \"Checkout survives the loss of one worker\"", values::line);
     let hypothesis =
         table.need("hypothesis", "hypothesis = \"Customers notice nothing\"", values::prose);
-    let groups = values::list(MOST_GROUPS, "groups", values::group_name);
+    let groups = values::list(MOST_GROUPS, "groups", values::some_group);
     let groups = table.or("groups", Vec::new(), groups);
     let recovery = values::duration(Duration::from_millis(10)..=steps::LONGEST_STEP);
     let recovery = table.or("recovery", RECOVERY, recovery);
@@ -89,6 +92,11 @@ fn check_groups(table: &Table<'_>) {
     let targets = items(table, "step").iter().filter_map(|step| step.get("target")?.get("group"));
     if table.meant("groups") {
         return;
+    }
+    if let (Some(at), true) = (declared.iter().position(|name| *name == ANY_GROUP), declared.len() > 1) {
+        let message = format!("`{ANY_GROUP}` stands for one group, and no other goes with it");
+        let node = &items(table, "groups")[at];
+        table.report.advise(node, message, format!("write `groups = [\"{ANY_GROUP}\"]`"));
     }
     for node in probes.chain(targets) {
         let Value::Text(name) = &node.value else { continue };

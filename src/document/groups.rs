@@ -15,8 +15,19 @@ use crate::{
     units::show_duration,
 };
 
-const KEYS: &[&str] =
-    &["name", "floor", "expected", "members", "ready", "poll", "stale_after", "settle", "removal"];
+const KEYS: &[&str] = &[
+    "name",
+    "floor",
+    "expected",
+    "members",
+    "ready",
+    "poll",
+    "stale_after",
+    "settle",
+    "removal",
+    "monkey",
+    "spare",
+];
 
 const POLL: Duration = Duration::from_millis(250);
 const STALE_AFTER: Duration = Duration::from_secs(2);
@@ -42,6 +53,8 @@ pub fn group(node: &Node, report: &Report) -> Read<GroupPolicy> {
     let stale_after = table.or("stale_after", STALE_AFTER, spans());
     let settle = table.or("settle", SETTLE, spans());
     let removal = table.or("removal", REMOVAL, removal);
+    let monkey = table.or("monkey", false, values::boolean);
+    let spare = table.or("spare", Vec::new(), values::one_or_more(32, "selectors", select::members));
     if let (Ok(floor), Ok(Some(expected))) = (floor, expected) {
         check_floor(&table, floor, expected);
     }
@@ -55,6 +68,8 @@ pub fn group(node: &Node, report: &Report) -> Read<GroupPolicy> {
         stale_after: stale_after?,
         settle: settle?,
         removal: removal?,
+        monkey: monkey?,
+        spare: spare?,
     };
     check_staleness(&table, &group);
     if group.ready == ReadySource::Systemd && group.members.unit.is_none() {
@@ -78,8 +93,11 @@ fn check_staleness(table: &Table<'_>, group: &GroupPolicy) {
     let within = match &group.ready {
         ReadySource::Process => Duration::ZERO,
         ReadySource::Systemd => systemd::WITHIN,
+        ReadySource::Http(ask) | ReadySource::HttpCount { ask, .. } => ask.within,
+        ReadySource::Dns(question) => question.within,
+        ReadySource::Prometheus { server, .. } => server.within,
         ReadySource::Tcp { within, .. }
-        | ReadySource::Http { within, .. }
+        | ReadySource::Haproxy { within, .. }
         | ReadySource::Command { within, .. } => *within,
     };
     let slowest = group.poll + within;

@@ -37,7 +37,6 @@ pub fn nothing(_: &str) -> Option<Known> {
 /// Top-level keys of a policy.
 pub fn in_policy(key: &str) -> Option<Known> {
     match key {
-        "schedule" => later("`[[schedule]]`", "start runs from a timer of your own: `vervet run NAME`"),
         "step" | "probe" | "hypothesis" | "title" | "recovery" => Some(Known {
             message: format!("`{key}` belongs in an experiment, and this is a policy"),
             help: "experiments are files of their own, in the directory `experiments`".to_owned(),
@@ -49,8 +48,8 @@ pub fn in_policy(key: &str) -> Option<Known> {
 /// Top-level keys of an experiment.
 pub fn in_experiment(key: &str) -> Option<Known> {
     let home = match key {
-        "schedule" => return in_policy(key),
-        "leashed" | "state" | "experiments" | "api" | "limits" | "network" | "group" | "freeze" => key,
+        "leashed" | "state" | "experiments" | "api" | "limits" | "network" | "group" | "freeze"
+        | "schedule" => key,
         _ => return None,
     };
     let help = match home {
@@ -71,13 +70,56 @@ pub fn in_traffic(key: &str) -> Option<Known> {
     })
 }
 
+/// Keys of what an HTTP probe expects.
+pub fn in_http(key: &str) -> Option<Known> {
+    (key == "header").then(|| Known {
+        message: "unknown key `header` in what an http probe expects".to_owned(),
+        help: "write `headers = { Cache-Control = \"no-store\" }`".to_owned(),
+    })
+}
+
+/// Keys of what an HTTP readiness source expects.
+pub fn in_http_source(key: &str) -> Option<Known> {
+    match key {
+        "within" => Some(Known {
+            message: "`within` of a readiness source stands beside `http`".to_owned(),
+            help: "move it out of `expect`".to_owned(),
+        }),
+        "window" => Some(no_percentiles()),
+        _ if crate::experiment::Quantile::from_name(key).is_some() => Some(no_percentiles()),
+        _ => in_http(key),
+    }
+}
+
+fn no_percentiles() -> Known {
+    Known {
+        message: "percentiles are for probes: an instance is ready at one time or not".to_owned(),
+        help: "`within` bounds each answer; a `[[probe]]` can have `p99 = \"300ms\"`".to_owned(),
+    }
+}
+
+/// Keys of conditions.
+pub fn in_condition(key: &str) -> Option<Known> {
+    match key {
+        "group" => Some(Known {
+            message: "a condition asks the world outside, and the groups are the limiter's".to_owned(),
+            help: "a group's `floor` holds at all times; leave it out".to_owned(),
+        }),
+        "name" | "every" | "tolerate" => Some(Known {
+            message: format!("`{key}` belongs to a probe, and this is a condition"),
+            help: "a condition has one check and what it expects".to_owned(),
+        }),
+        _ => None,
+    }
+}
+
 /// Keys of readiness sources.
 pub fn in_ready(key: &str) -> Option<Known> {
     match key {
-        "haproxy" | "prometheus" => later(
-            &format!("the readiness source `{key}`"),
-            "a `command` that prints the number of ready instances can ask it",
-        ),
+        "alertmanager" => Some(Known {
+            message: "an Alertmanager counts no instances".to_owned(),
+            help: "a probe can ask it whether an alert is active".to_owned(),
+        }),
         "process" => Some(Known {
             message: "`process` is a word, not a key".to_owned(),
             help: "write `ready = \"process\"`, or nothing: it is the default".to_owned(),

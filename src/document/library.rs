@@ -184,7 +184,7 @@ fn stem(file: &str) -> Option<&str> {
 }
 
 /// `kill-one` or `incidents/s3`; no part begins with a dot.
-fn is_name(name: &str) -> bool {
+pub(super) fn is_name(name: &str) -> bool {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
     let part = |part: &str| {
         (1..=100).contains(&part.len()) && !part.starts_with('.') && part.bytes().all(plain)

@@ -9,10 +9,12 @@ use crate::{config::Policy, experiment::Experiment};
 
 mod address;
 mod against;
+mod calendar;
 mod checks;
 pub mod diagnostic;
 mod experiment;
 mod groups;
+pub mod icalendar;
 mod later;
 pub mod library;
 mod parse;

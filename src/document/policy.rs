@@ -2,28 +2,25 @@
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
-use jiff::{Timestamp, civil, tz::TimeZone};
-
 use super::{
-    address,
+    address, calendar,
     experiment::MOST_GROUPS,
     groups, later,
-    reader::{Failed, Read, Report, Shape, Table, nearest},
+    reader::{Failed, Read, Report, Shape, Table},
     steps::LONGEST_STEP,
     tree::{Node, Value},
     values,
 };
 use crate::{
     config::{
-        ApiPolicy, DEFAULT_STATE, Freeze, HeadroomLimits, Limits, NetworkPolicy, Policy, Role,
-        TlsPolicy, TokenPolicy,
+        ApiPolicy, DEFAULT_STATE, HeadroomLimits, Limits, NetworkPolicy, Policy, Role, TlsPolicy,
+        TokenPolicy,
     },
     experiment::Percent,
-    units::clip,
 };
 
 const KEYS: &[&str] =
-    &["leashed", "state", "experiments", "api", "limits", "network", "group", "freeze"];
+    &["leashed", "state", "experiments", "api", "limits", "network", "group", "freeze", "schedule"];
 
 /// Bytes in the path of a Unix socket, without the final zero: unix(7).
 const LONGEST_SOCKET: usize = 107;
@@ -43,9 +40,12 @@ pub fn policy(root: &Node, report: &Report) -> Read<Policy> {
     let limits = table.find("limits", limits);
     let network = table.or("network", NetworkPolicy { mark_mask: MARK_MASK }, network);
     let groups = table.or("group", Vec::new(), values::list(MOST_GROUPS, "groups", groups::group));
-    let freezes = table.or("freeze", Vec::new(), values::list(256, "freezes", freeze));
-    check_names(&table, "group");
-    check_names(&table, "freeze");
+    let freezes = table.or("freeze", Vec::new(), values::list(256, "freezes", calendar::freeze));
+    let schedules = values::list(256, "schedules", calendar::schedule);
+    let schedules = table.or("schedule", Vec::new(), schedules);
+    check_names(&table, "group", |node| text(node, "name"));
+    check_names(&table, "freeze", |node| text(node, "name"));
+    check_names(&table, "schedule", calendar::schedule_name);
     Ok(Policy {
         leashed: leashed?,
         state: state?,
@@ -55,13 +55,14 @@ pub fn policy(root: &Node, report: &Report) -> Read<Policy> {
         network: network?,
         groups: groups?,
         freezes: freezes?,
+        schedules: schedules?,
     })
 }
 
-fn check_names(table: &Table<'_>, key: &str) {
+fn check_names(table: &Table<'_>, key: &str, name: impl Fn(&Node) -> Option<String>) {
     let Some(Value::List(items)) = table.node(key).map(|node| &node.value) else { return };
     if items.len() <= MOST_GROUPS {
-        values::unique(items, table.report, "the name", "name", |node| text(node, "name"));
+        values::unique(items, table.report, "the name", "name", name);
     }
 }
 
@@ -91,7 +92,7 @@ fn api(node: &Node, report: &Report) -> Read<ApiPolicy> {
     let tls = table.find("tls", tls);
     let tokens = table.or("token", Vec::new(), values::list(64, "tokens", token));
     let hosts = table.or("hosts", Vec::new(), values::one_or_more(64, "hosts", address::host));
-    check_names(&table, "token");
+    check_names(&table, "token", |node| text(node, "name"));
     if let Some(Value::List(items)) = table.node("token").map(|node| &node.value) {
         let secret = |node: &Node| text(node, "sha256").map(|digits| digits.to_lowercase());
         if items.len() <= MOST_GROUPS {
@@ -252,63 +253,4 @@ fn mark_mask(node: &Node, report: &Report) -> Read<u32> {
         return Err(report.advise(node, message, "the default is \"0xff000000\""));
     }
     Ok(mask)
-}
-
-fn freeze(node: &Node, report: &Report) -> Read<Freeze> {
-    let keys: &[&[&str]] = &[&["name", "from", "until", "zone"]];
-    let table = Table::open(node, report, &Shape { what: "a freeze", keys, known: later::nothing })?;
-    let name = table.need("name", "name = \"peak season\"", values::line);
-    let from = table.need("from", "from = \"2026-11-20T00:00\"", civil_time);
-    let until = table.need("until", "until = \"2027-01-05T00:00\"", civil_time);
-    let zone = table.need("zone", "zone = \"Europe/Berlin\"", zone);
-    let (name, from, until, (zone, tz)) = (name?, from?, until?, zone?);
-    // Where a clock change makes a local time ambiguous, the freeze is the longer one.
-    let from = instant(&table, "from", tz.to_ambiguous_zoned(from).earlier())?;
-    let until_node = table.node("until").unwrap_or(node);
-    let until = instant(&table, "until", tz.to_ambiguous_zoned(until).later())?;
-    if until <= from {
-        return Err(
-            report.error(until_node, "this freeze ends before it begins: `until` must be after `from`")
-        );
-    }
-    Ok(Freeze { name, from, until, zone })
-}
-
-fn instant(table: &Table<'_>, key: &str, time: Result<jiff::Zoned, jiff::Error>) -> Read<Timestamp> {
-    let node = table.node(key).unwrap_or(table.node);
-    time.map(|time| time.timestamp()).map_err(|error| table.report.error(node, error.to_string()))
-}
-
-/// A date and a time of day, without an offset: the zone says which.
-fn civil_time(node: &Node, report: &Report) -> Read<civil::DateTime> {
-    const EXPECTED: &str = "a date and time such as \"2026-11-20T00:00\"";
-    let text = match &node.value {
-        Value::Text(text) | Value::Datetime(text) => text.as_str(),
-        _ => return Err(report.mismatch(node, EXPECTED)),
-    };
-    if text.parse::<Timestamp>().is_ok() {
-        let message = "a local time has no offset: `zone` says which one applies";
-        return Err(report.advise(node, message, "write it as \"2026-11-20T00:00\""));
-    }
-    let shaped = text.len() <= 40 && !text.contains('[');
-    text.parse().ok().filter(|_| shaped).ok_or_else(|| {
-        let message = format!("`{}` is not {EXPECTED}", clip(text));
-        report.error(node, message)
-    })
-}
-
-fn zone(node: &Node, report: &Report) -> Read<(String, TimeZone)> {
-    let name = values::string(node, report, "the name of a time zone such as \"Europe/Berlin\"")?;
-    if let Ok(zone) = TimeZone::get(name) {
-        return Ok((name.to_owned(), zone));
-    }
-    let known: Vec<_> = jiff::tz::db().available().collect();
-    let message = format!("this host knows no time zone `{}`", clip(name));
-    Err(match nearest(name, known.iter().map(jiff::tz::TimeZoneName::as_str)) {
-        Some(near) => report.advise(node, message, format!("did you mean \"{near}\"?")),
-        None if known.len() < 2 => {
-            report.advise(node, message, "install the host's zones (tzdata), or use \"UTC\"")
-        }
-        None => report.advise(node, message, "IANA names look like \"Europe/Berlin\""),
-    })
 }

@@ -75,7 +75,7 @@ pub fn members(node: &Node, report: &Report) -> Read<ProcessSelector> {
 }
 
 fn processes(table: &Table<'_>) -> Read<ProcessSelector> {
-    let group = table.find("group", values::group_name);
+    let group = table.find("group", values::some_group);
     let unit = table.find("unit", unit);
     let container = table.find("container", address::container);
     let name = table.find("name", comm);

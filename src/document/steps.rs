@@ -3,19 +3,19 @@
 use std::time::Duration;
 
 use super::{
-    later,
+    checks, later,
     reader::{Failed, Known, Read, Report, Shape, Table},
     select,
     tree::{Node, Value},
     values,
 };
 use crate::experiment::{
-    Connections, DelayEngine, Distribution, Escalation, Excess, Existing, FaultKind, FaultSpec, Kill,
-    Latency, Pause, Percent, Protocol, Signal, Start, Step, Traffic, UnitAction, UnitFault,
+    Connections, DelayEngine, Distribution, Drain, Escalation, Excess, Existing, FaultKind, FaultSpec,
+    Kill, Late, Latency, Pause, Percent, Protocol, Signal, Start, Step, Traffic, UnitAction, UnitFault,
 };
 
 const COMMON: &[&str] = &["name", "fault", "duration", "start", "charge"];
-const KILL: &[&str] = &["target", "signal", "then"];
+const KILL: &[&str] = &["target", "signal", "then", "drain"];
 const PAUSE: &[&str] = &["target"];
 const UNIT: &[&str] = &["target", "action"];
 const LATENCY: &[&str] = &["traffic", "delay", "jitter", "correlation", "distribution", "engine"];
@@ -43,6 +43,11 @@ pub fn step(node: &Node, report: &Report) -> Read<Step> {
     let charge = table.or("charge", 0, values::count(0..=10_000, "instances"));
     let duration = table.find("duration", values::duration(SHORTEST..=LONGEST_STEP));
     let fault = fault(&table, kind?);
+    if let (Ok(FaultSpec::Kill(Kill { drain: Some(_), .. })), Ok(None)) = (&fault, &duration) {
+        let example = "duration = \"20s\", after which the victim is put back into the rotation: long enough for \
+                       another to take its place, or for HAProxy's checks to notice";
+        table.missing("duration", example);
+    }
     if kind != Ok(FaultKind::Kill) && duration == Ok(None) {
         table.missing("duration", "duration = \"60s\", after which the fault is undone");
     }
@@ -94,7 +99,7 @@ fn kind(node: &Node, report: &Report) -> Read<FaultKind> {
 fn of_another_fault(key: &str) -> Option<Known> {
     let owners: &[&str] = match key {
         "target" => &["kill", "pause", "unit"],
-        "signal" | "then" => &["kill"],
+        "signal" | "then" | "drain" => &["kill"],
         "action" => &["unit"],
         "delay" | "jitter" | "correlation" | "distribution" | "engine" => &["latency"],
         "max" | "per_source" | "new_per_second" | "excess" | "existing" => &["connections"],
@@ -132,7 +137,19 @@ fn kill(table: &Table<'_>) -> Read<Kill> {
         let message = "nothing survives SIGKILL, so `then` would do nothing";
         table.report.advise(node, message, "give the step a milder signal: `signal = \"SIGTERM\"`");
     }
-    Ok(Kill { target: target?, signal: first?, then: then? })
+    let drain = table.find("drain", drain);
+    Ok(Kill { target: target?, signal: first?, then: then?, drain: drain? })
+}
+
+fn drain(node: &Node, report: &Report) -> Read<Drain> {
+    const LATE: &[(&str, Late)] = &[("spare", Late::Spare), ("kill", Late::Kill)];
+    let keys: &[&[&str]] = &[&["haproxy", "backend", "within", "late"]];
+    let table = Table::open(node, report, &Shape { what: "a drain", keys, known: later::nothing })?;
+    let pool = checks::pool(&table);
+    let within = values::duration(SHORTEST..=LONGEST_STEP);
+    let within = table.need("within", "within = \"10s\"", within);
+    let late = table.or("late", Late::Spare, values::word("a choice", LATE));
+    Ok(Drain { pool: pool?, within: within?, late: late? })
 }
 
 fn pause(table: &Table<'_>) -> Read<Pause> {

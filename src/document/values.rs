@@ -8,7 +8,7 @@ use super::{
     tree::{Node, Value},
 };
 use crate::{
-    experiment::{GroupName, Percent},
+    experiment::{ANY_GROUP, GroupName, Percent},
     units::{self, DurationError, clip},
 };
 
@@ -71,6 +71,18 @@ pub fn identifier(node: &Node, report: &Report) -> Read<String> {
 
 pub fn group_name(node: &Node, report: &Report) -> Read<GroupName> {
     identifier(node, report).map(GroupName)
+}
+
+/// A group as an experiment names it: by its name, or `@any`.
+pub fn some_group(node: &Node, report: &Report) -> Read<GroupName> {
+    match &node.value {
+        Value::Text(name) if name == ANY_GROUP => Ok(GroupName(name.clone())),
+        Value::Text(name) if name.starts_with('@') => {
+            let message = format!("`{}` is not a group", clip(name));
+            Err(report.advise(node, message, format!("the only word of this kind is \"{ANY_GROUP}\"")))
+        }
+        _ => group_name(node, report),
+    }
 }
 
 /// An absolute path.

@@ -9,11 +9,13 @@ use serde_json::{Map, Value, json};
 
 use crate::{
     experiment::{
-        Check, Connections, Experiment, FaultSpec, Kill, Latency, Order, Peer, Percent, Pick, Probe,
+        Connections, Drain, Experiment, FaultSpec, Kill, Latency, Order, Peer, Percent, Pick, Probe,
         ProcessSelector, ProcessTarget, Start, Step, Traffic,
     },
     units::show_duration,
 };
+
+mod checks;
 
 /// The document of an experiment, as JSON that [`super::experiment()`] accepts.
 #[must_use]
@@ -50,28 +52,7 @@ fn put_span(keys: &mut Map<String, Value>, key: &str, span: Duration) {
 fn probe(probe: &Probe) -> Value {
     let mut keys = Map::new();
     put(&mut keys, "name", &probe.name);
-    let mut expect = Map::new();
-    match &probe.check {
-        Check::Http { url, status, body, within } => {
-            put(&mut keys, "http", url);
-            put(&mut expect, "status", status);
-            put_some(&mut expect, "body", body.as_ref());
-            put_span(&mut expect, "within", *within);
-        }
-        Check::Tcp { address, within } => {
-            put(&mut keys, "tcp", address);
-            put_span(&mut expect, "within", *within);
-        }
-        Check::Command { argv, within } => {
-            put(&mut keys, "command", argv);
-            put_span(&mut expect, "within", *within);
-        }
-        Check::Group { group, ready } => {
-            put(&mut keys, "group", group);
-            put(&mut expect, "ready", ready);
-        }
-    }
-    put(&mut keys, "expect", expect);
+    checks::put_check(&mut keys, &probe.check);
     put_span(&mut keys, "every", probe.every);
     put(&mut keys, "tolerate", probe.tolerate);
     Value::Object(keys)
@@ -109,6 +90,11 @@ fn put_kill(keys: &mut Map<String, Value>, kill: &Kill) {
     put(keys, "signal", kill.signal);
     if let Some(then) = kill.then {
         put(keys, "then", json!({ "signal": then.signal, "after": show_duration(then.after) }));
+    }
+    if let Some(Drain { pool, within, late }) = &kill.drain {
+        let (haproxy, backend, within) = (&pool.haproxy, &pool.backend, show_duration(*within));
+        let drain = json!({ "haproxy": haproxy, "backend": backend, "within": within, "late": late });
+        put(keys, "drain", drain);
     }
 }
 

@@ -1,10 +1,99 @@
-//! `kill`: a signal to exact processes.
+//! `kill`: a signal to exact processes; before it, perhaps, a way out of the load balancer's rotation.
+//!
+//! Who waits for the sessions of a draining server is the engine.
 
 use crate::{
-    experiment::{Kill, Signal},
-    fault::{Effect, Injection},
-    host::{Candidate, Delivery, Host, HostError, ProcessState},
+    experiment::{Drain, Kill, Signal},
+    fault::{Effect, Injection, undo::Restore},
+    host::{
+        Candidate, Delivery, Host, HostError, ProcessState,
+        haproxy::{Aside, Pool},
+    },
 };
+
+/// What puts the servers of the victims back.
+///
+/// # Errors
+/// When a victim is no server of the backend, when somebody else keeps a server from its work
+/// already, or when the load balancer would not let vervet drain it.
+pub fn prepare_drain(
+    host: &dyn Host,
+    processes: &[Candidate],
+    drain: &Drain,
+) -> Result<Vec<Restore>, HostError> {
+    let pool = &drain.pool;
+    host.may_drain(pool)?;
+    let servers = host.servers(pool)?;
+    let mut restores = Vec::new();
+    for process in processes {
+        let listens = host.listens(process.id)?;
+        let mut own = servers.iter().filter(|(server, _)| server.leads_to(&listens)).peekable();
+        if own.peek().is_none() {
+            let on: Vec<String> = listens.iter().map(ToString::to_string).collect();
+            let all: Vec<String> = servers.iter().map(|(server, _)| server.describe()).collect();
+            return Err(HostError::NotFound(format!(
+                "process {} ({}) is no server of the backend `{}`: it listens on {}, and the servers are {}",
+                process.id.pid,
+                process.name,
+                pool.backend,
+                listed(&on),
+                listed(&all)
+            )));
+        }
+        for (server, aside) in own {
+            if *aside != Aside::No {
+                return Err(HostError::Unavailable(format!(
+                    "server {}/{} was taken out of the rotation by somebody else ({}); vervet would have to \
+                     put it back at the end",
+                    pool.backend, server.name, server.status
+                )));
+            }
+            restores.push(Restore::Undrain { pool: pool.clone(), server: server.name.clone() });
+        }
+    }
+    restores.sort();
+    restores.dedup();
+    Ok(restores)
+}
+
+fn listed(words: &[String]) -> String {
+    if words.is_empty() { "none".to_owned() } else { words.join(", ") }
+}
+
+/// See [`crate::fault::drain`].
+///
+/// # Errors
+/// When the load balancer does not do it or does not say so, or somebody put a server back.
+pub fn drain(host: &dyn Host, restores: &[Restore], begin: bool) -> Result<u32, HostError> {
+    let mine: Vec<(&Pool, &String)> = restores
+        .iter()
+        .filter_map(|item| match item {
+            Restore::Undrain { pool, server } => Some((pool, server)),
+            _ => None,
+        })
+        .collect();
+    if begin {
+        mine.iter().try_for_each(|(pool, server)| host.drain(pool, server))?;
+    }
+    let mut sessions = 0_u32;
+    for pool in mine.iter().map(|(pool, _)| *pool).collect::<std::collections::BTreeSet<_>>() {
+        let servers = host.servers(pool)?;
+        for (_, name) in mine.iter().filter(|(other, _)| *other == pool) {
+            let found = servers
+                .iter()
+                .find(|(server, aside)| server.name == **name && *aside == Aside::Draining);
+            let Some((server, _)) = found else {
+                return Err(HostError::NotFound(format!(
+                    "server {}/{name} does not drain any more: somebody put it back, or HAProxy was \
+                     started anew",
+                    pool.backend
+                )));
+            };
+            sessions = sessions.saturating_add(server.sessions);
+        }
+    }
+    Ok(sessions)
+}
 
 /// Signals every process, each exactly once, those that are gone excepted.
 ///

@@ -2,14 +2,15 @@
 //!
 //! `prepare` only reads and says what will undo it; the journal makes that durable; then `inject`;
 //! then `measure` says whether it took effect. Undoing is [`undo`]'s, from data alone. A fault
-//! never decides whether it may happen, and never waits.
+//! never decides whether it may happen, and never waits: where there is something to wait for before
+//! the injection, it is asked again and again by [`drain`].
 
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    experiment::{FaultSpec, Signal},
+    experiment::{FaultSpec, Kill, Signal},
     host::{
         Candidate, Delivery, FaultId, Host, HostError, NetCounters, NetPlan, NetSpec, ProcessId,
         UnitCandidate,
@@ -56,6 +57,14 @@ pub struct Prepared {
     pub target: Target,
     pub undo: Undo,
     pub lease: Lease,
+}
+
+impl Prepared {
+    /// Its targets are signalled once, and that is not undone.
+    #[must_use]
+    pub fn is_kill(&self) -> bool {
+        matches!(self.spec, FaultSpec::Kill(_))
+    }
 }
 
 /// What an injection did at once.
@@ -143,10 +152,21 @@ pub fn prepare(
         (None, FaultSpec::Unit(_), Target::Units { units }) => {
             (target.clone(), unit::prepare(host, units)?, Lease::Warden)
         }
+        (None, FaultSpec::Kill(Kill { drain: Some(drain), .. }), Target::Processes { processes }) => {
+            (target.clone(), kill::prepare_drain(host, processes, drain)?, Lease::Warden)
+        }
         (None, _, target) => (target.clone(), Vec::new(), Lease::None),
     };
     let undo = Undo { restores };
     Ok(Prepared { fault: context.fault.clone(), spec: spec.clone(), target, undo, lease })
+}
+
+/// Takes a kill's victims out of the rotation (`begin`), and says how many sessions they still have.
+///
+/// # Errors
+/// When the load balancer does not do it or does not say so, or somebody put a victim back meanwhile.
+pub fn drain(host: &dyn Host, prepared: &Prepared, begin: bool) -> Result<u32, HostError> {
+    kill::drain(host, &prepared.undo.restores, begin)
 }
 
 /// Does it. `lease` is how long the kernel may keep a network fault without renewal.

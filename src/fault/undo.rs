@@ -6,7 +6,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::host::{FaultId, Host, ProcessId};
+use crate::host::{FaultId, Host, ProcessId, haproxy::Pool};
 
 /// All that puts back what one fault changed, in the order in which it is put back.
 ///
@@ -38,6 +38,9 @@ pub enum Restore {
     /// Start a unit that was active in this invocation of it, unless it is active again, was
     /// started by others since, or the host has been booted since.
     Start { unit: String, invocation: String, boot: String },
+    /// Let a load balancer's server work again, unless it does not drain any more: somebody put it
+    /// back, or a new process of the balancer never knew of it.
+    Undrain { pool: Pool, server: String },
 }
 
 impl Restore {
@@ -50,7 +53,7 @@ impl Restore {
     /// May be named by several undos at once; the last one to go puts it back.
     #[must_use]
     pub fn is_shared(&self) -> bool {
-        matches!(self, Self::Clsact { .. } | Self::Sysctl { .. })
+        matches!(self, Self::Clsact { .. } | Self::Sysctl { .. } | Self::Undrain { .. })
     }
 }
 
@@ -94,7 +97,8 @@ enum Phase {
     Unhook,
     /// Remove what the filters led to and stood on, and write old contents back.
     Clean,
-    /// Start units: the service manager takes its time, and nobody else should wait for it.
+    /// Start units, and put drained servers back: those who are asked to take their time, and nobody
+    /// else should wait for it.
     Start,
 }
 
@@ -103,7 +107,7 @@ impl Phase {
         match item {
             item if item.cuts() => Self::Cut,
             Restore::Filter { .. } => Self::Unhook,
-            Restore::Start { .. } => Self::Start,
+            Restore::Start { .. } | Restore::Undrain { .. } => Self::Start,
             _ => Self::Clean,
         }
     }

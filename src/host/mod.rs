@@ -5,7 +5,7 @@
 //! together is `fault`'s work, and whether they may be done at all is `policy`'s. An implementation
 //! must never decide, retry or wait longer than the kernel makes it.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
@@ -19,11 +19,13 @@ use crate::{
 };
 
 pub mod container;
+pub mod haproxy;
 pub mod instances;
 pub mod linux;
 pub mod sim;
 pub mod unit;
 
+use haproxy::{Aside, Pool, Server};
 pub use instances::Instance;
 
 /// A process for as long as it lives: the pid alone may be reused, the pair is not.
@@ -393,6 +395,40 @@ pub trait Host: Send + Sync {
     /// # Errors
     /// When it is gone or another one by now, or the kernel does not permit it.
     fn freeze(&self, cgroup: &str, id: u64) -> Result<(), HostError>;
+
+    /// Where exactly this process listens on TCP.
+    ///
+    /// # Errors
+    /// When that cannot be told, or it is where the agent's own addresses mean nothing.
+    fn listens(&self, process: ProcessId) -> Result<Vec<SocketAddr>, HostError> {
+        let _ = process;
+        Err(HostError::Unavailable("where processes listen is not known here".to_owned()))
+    }
+
+    /// The servers of a load balancer's backend, each with who keeps it from its work.
+    ///
+    /// # Errors
+    /// When it does not say so whole and in time.
+    fn servers(&self, pool: &Pool) -> Result<Vec<(Server, Aside)>, HostError> {
+        Err(HostError::Unavailable(format!("{} is no load balancer", pool.haproxy)))
+    }
+
+    /// Whether the load balancer would let vervet drain a server. Changes nothing.
+    ///
+    /// # Errors
+    /// Why not.
+    fn may_drain(&self, pool: &Pool) -> Result<(), HostError> {
+        self.servers(pool).map(drop)
+    }
+
+    /// Takes a server out of the rotation, its sessions excepted. What undoes it is
+    /// [`Restore::Undrain`].
+    ///
+    /// # Errors
+    /// When the load balancer does not do it.
+    fn drain(&self, pool: &Pool, server: &str) -> Result<(), HostError> {
+        Err(HostError::Unavailable(format!("{}/{server} cannot be drained", pool.backend)))
+    }
 
     /// Names this boot of the host: a random number that the kernel drew.
     ///

@@ -362,6 +362,8 @@ fn drill_policy() -> GroupPolicy {
         stale_after: std::time::Duration::from_secs(2),
         settle: std::time::Duration::from_secs(5),
         removal: Removal { at_once: 1, every: std::time::Duration::from_secs(30) },
+        monkey: false,
+        spare: Vec::new(),
     }
 }
 

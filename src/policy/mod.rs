@@ -8,6 +8,7 @@ pub mod calendar;
 pub mod capacity;
 pub mod engine;
 pub mod limiter;
+pub mod monkey;
 pub mod plan;
 pub mod protected;
 pub mod reason;

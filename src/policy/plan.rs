@@ -24,6 +24,8 @@ pub struct Resolution {
     pub memberships: Memberships,
     /// Processes that must never be hit, with the reason.
     pub protected: BTreeMap<ProcessId, String>,
+    /// Processes that the policy keeps out of every pick.
+    pub spared: BTreeSet<ProcessId>,
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -50,12 +52,13 @@ pub struct Hit {
 /// # Errors
 /// When nothing matches, too few do, or one of them is protected.
 pub fn hit(step: &Step, index: usize, seed: u64, resolution: Resolution) -> Result<Hit, Reason> {
-    let Resolution { found, memberships, protected } = resolution;
+    let Resolution { found, memberships, protected, spared } = resolution;
     match (found, &step.fault) {
         (
             Found::Processes(candidates),
             FaultSpec::Kill(Kill { target, .. }) | FaultSpec::Pause(Pause { target }),
         ) => {
+            let candidates = leave(step, candidates, |process| !spared.contains(&process.id))?;
             let picked = pick(step, target, candidates, |process| process.id.start, index, seed)?;
             protected::check(&picked, &protected)?;
             let ids: Vec<ProcessId> = picked.iter().map(|process| process.id).collect();
@@ -70,6 +73,9 @@ pub fn hit(step: &Step, index: usize, seed: u64, resolution: Resolution) -> Resu
             Found::Units(candidates),
             FaultSpec::Pause(Pause { target }) | FaultSpec::Unit(UnitFault { target, .. }),
         ) => {
+            let whole =
+                |unit: &UnitCandidate| !unit.processes.iter().any(|one| spared.contains(&one.id));
+            let candidates = leave(step, candidates, whole)?;
             let picked = pick(step, target, candidates, began, index, seed)?;
             protected::check_units(&picked, &protected)?;
             let ids: BTreeSet<ProcessId> =
@@ -92,6 +98,17 @@ pub fn hit(step: &Step, index: usize, seed: u64, resolution: Resolution) -> Resu
         }
         (_, spec) => unreachable!("{} has a target of its own kind", spec.kind()),
     }
+}
+
+/// The candidates that the policy does not spare.
+fn leave<T>(step: &Step, candidates: Vec<T>, may: impl Fn(&T) -> bool) -> Result<Vec<T>, Reason> {
+    let matches = candidates.len();
+    let left: Vec<T> = candidates.into_iter().filter(may).collect();
+    if left.is_empty() && matches > 0 {
+        let spared = u32::try_from(matches).unwrap_or(u32::MAX);
+        return Err(Reason::AllSpared { step: step.name.clone(), spared });
+    }
+    Ok(left)
 }
 
 fn verb_of(spec: &FaultSpec) -> &'static str {

@@ -18,7 +18,7 @@ use crate::{experiment::GroupName, view::ReasonView};
 pub enum Reason {
     // Whole host.
     Halted { since: Timestamp, because: String },
-    Frozen { freeze: String, until: Timestamp },
+    Frozen { freeze: String, until: Option<Timestamp>, because: Option<String> },
     Stopping,
     TooManyRuns { running: u32, limit: u32 },
     JournalUnavailable { error: String },
@@ -30,10 +30,12 @@ pub enum Reason {
 
     // What was asked.
     UnknownGroup { group: GroupName, known: Vec<GroupName> },
+    NobodyOptedIn,
     UndeclaredGroup { group: GroupName, instances: u32 },
     TooManyTargets { targets: u32, limit: u32 },
     StepTooLong { step: String, duration_ms: u64, limit_ms: u64 },
     NothingMatches { step: String },
+    AllSpared { step: String, spared: u32 },
     PickRoundsToZero { step: String, matches: u32, percent: f64 },
     TooFewMatches { step: String, matches: u32, wanted: u32 },
     Protected { pid: u32, name: String, because: String },
@@ -120,8 +122,12 @@ impl fmt::Display for Reason {
             Self::Halted { since, because } => {
                 write!(f, "halted since {since} ({because}); `vervet resume` releases it")
             }
-            Self::Frozen { freeze, until } => {
-                write!(f, "the freeze {freeze:?} is in force until {until}")
+            Self::Frozen { freeze, until, because } => {
+                write!(f, "the freeze {freeze:?} is in force")?;
+                if let Some(until) = until {
+                    write!(f, " until {until}")?;
+                }
+                because.iter().try_for_each(|because| write!(f, ": {because}"))
             }
             Self::Stopping => f.write_str("the agent is shutting down"),
             Self::TooManyRuns { running, limit } => write!(
@@ -154,6 +160,10 @@ impl fmt::Display for Reason {
             Self::UnknownGroup { group, known } => {
                 write!(f, "this host has no group {group}; it has {}", list(known))
             }
+            Self::NobodyOptedIn => f.write_str(
+                "the experiment draws one of the groups that opted in, and none did; `monkey = true` in a \
+                 `[[group]]` of the policy does",
+            ),
             Self::UndeclaredGroup { group, instances } => write!(
                 f,
                 "it would touch {instances} instance(s) of group {group}, which the experiment does not declare; add \
@@ -177,6 +187,10 @@ impl fmt::Display for Reason {
                     "the target of step {step:?} matches nothing on this host, and nothing never means everything"
                 )
             }
+            Self::AllSpared { step, spared } => write!(
+                f,
+                "all {spared} that step {step:?} matches are spared by the policy (`spare` of their group)"
+            ),
             Self::PickRoundsToZero { step, matches, percent } => {
                 write!(f, "step {step:?} picks {percent}% of {matches}, which rounds down to none")
             }

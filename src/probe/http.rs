@@ -1,4 +1,5 @@
-//! `http`: an answer with the right status, and the right words in it.
+//! One question by HTTP, within a time and a size: what all probes over HTTP stand on. What makes an
+//! answer a good one is `answer`'s to say, or `prometheus`'s.
 //!
 //! Plain HTTP/1.1 GET on a new connection each time, so that what is asked is the service and not a
 //! pooled connection to an instance that serves no new ones. Redirects are answers, not
@@ -11,12 +12,16 @@ use http_body_util::{BodyExt as _, Empty};
 use hyper::{
     Request, Uri,
     body::{Bytes, Incoming},
-    header::{CONNECTION, HOST, USER_AGENT},
+    header::{CONNECTION, HOST, HeaderName, HeaderValue, USER_AGENT},
 };
 use hyper_util::rt::TokioIo;
 use tokio::{net::TcpStream, time::timeout};
 
-/// The most that is read of a body in search of the wanted words, in bytes.
+use crate::experiment::Headers;
+
+const AGENT: &str = concat!("vervet/", env!("CARGO_PKG_VERSION"));
+
+/// The most that is read of the body of a service's answer, in bytes.
 pub const BODY_MAX: usize = 64 << 10;
 
 /// The most that is read of a response's head, in bytes.
@@ -49,20 +54,30 @@ pub fn fill(template: &str, port: Option<u16>, pid: u32) -> String {
     }
 }
 
-/// Asks for the URL: the status must be one of `status` (empty: any 2xx), and the first
-/// [`BODY_MAX`] bytes of the body must contain `body`; all of it, connecting included, `within`.
+/// What came back.
+pub type Answer = hyper::Response<Incoming>;
+
+/// GETs the URL and has the answer judged; all of it, connecting included, `within`. Headers that
+/// are given replace those of every request.
 ///
 /// # Errors
-/// What was wrong, in a sentence for people.
-pub async fn get(url: &str, status: &[u16], body: Option<&str>, within: Duration) -> Result<(), String> {
+/// What was wrong, in a sentence for people that begins with the URL.
+pub async fn get<T, J>(url: &str, headers: &Headers, within: Duration, judge: J) -> Result<T, String>
+where
+    J: AsyncFnOnce(Answer) -> Result<T, String>,
+{
     let destination = destination(url)?;
-    match timeout(within, exchange(&destination, status, body)).await {
+    match timeout(within, exchange(&destination, headers, judge)).await {
         Ok(result) => result.map_err(|error| format!("{url} {error}")),
         Err(_) => Err(format!("{url} did not answer within {within:?}")),
     }
 }
 
-async fn exchange(to: &Destination, status: &[u16], body: Option<&str>) -> Result<(), String> {
+async fn exchange<T, J>(to: &Destination, headers: &Headers, judge: J) -> Result<T, String>
+where
+    J: AsyncFnOnce(Answer) -> Result<T, String>,
+{
+    let request = request(to, headers).map_err(|error| format!("cannot be asked: {error}"))?;
     let stream = TcpStream::connect(&to.address)
         .await
         .map_err(|error| format!("does not take a connection: {error}"))?;
@@ -71,22 +86,12 @@ async fn exchange(to: &Destination, status: &[u16], body: Option<&str>) -> Resul
         .handshake::<_, Empty<Bytes>>(TokioIo::new(stream))
         .await
         .map_err(|error| format!("does not speak HTTP: {error}"))?;
-    let request = Request::get(&to.path)
-        .header(HOST, &to.host)
-        .header(CONNECTION, "close")
-        .header(USER_AGENT, concat!("vervet/", env!("CARGO_PKG_VERSION")))
-        .body(Empty::new())
-        .map_err(|error| format!("cannot be asked: {error}"))?;
     let ask = async {
         let answer = sender.send_request(request).await.map_err(|error| {
             let cause = std::error::Error::source(&error).map(|cause| format!(" ({cause})"));
             format!("gave no HTTP answer: {error}{}", cause.unwrap_or_default())
         })?;
-        judge(answer.status().as_u16(), status)?;
-        match body {
-            Some(wanted) => search(answer.into_body(), wanted).await,
-            None => Ok(()),
-        }
+        judge(answer).await
     };
     // The connection has no task of its own: dropped with this future, it is closed at once.
     tokio::select! {
@@ -96,17 +101,43 @@ async fn exchange(to: &Destination, status: &[u16], body: Option<&str>) -> Resul
     }
 }
 
-fn judge(got: u16, wanted: &[u16]) -> Result<(), String> {
-    let right = if wanted.is_empty() { (200..300).contains(&got) } else { wanted.contains(&got) };
-    if right {
-        return Ok(());
+fn request(to: &Destination, headers: &Headers) -> Result<Request<Empty<Bytes>>, String> {
+    let mut request = Request::get(&to.path).body(Empty::new()).map_err(|error| error.to_string())?;
+    let own = [(HOST, to.host.as_str()), (CONNECTION, "close"), (USER_AGENT, AGENT)];
+    let given = headers.iter().map(|(name, value)| {
+        let name = HeaderName::from_bytes(name.as_bytes()).map_err(|error| error.to_string())?;
+        Ok::<_, String>((name, value.as_str()))
+    });
+    for header in own.into_iter().map(Ok).chain(given) {
+        let (name, value) = header?;
+        let value = HeaderValue::from_str(value).map_err(|error| error.to_string())?;
+        request.headers_mut().insert(name, value);
     }
-    let wanted: Vec<String> = wanted.iter().map(u16::to_string).collect();
-    let wanted = if wanted.is_empty() { "2xx".to_owned() } else { wanted.join(" or ") };
-    Err(format!("answered {got}, not {wanted}"))
+    Ok(request)
 }
 
-async fn search(mut body: Incoming, wanted: &str) -> Result<(), String> {
+/// All of a body, if it has at most `most` bytes.
+///
+/// # Errors
+/// When it has more, or breaks off; in words that follow the URL.
+pub async fn whole(mut body: Incoming, most: usize) -> Result<Vec<u8>, String> {
+    let mut read = Vec::new();
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|error| format!("broke off its answer: {error}"))?;
+        let Ok(data) = frame.into_data() else { continue };
+        if data.len() > most.saturating_sub(read.len()) {
+            return Err(format!("answered with more than {most} bytes"));
+        }
+        read.extend_from_slice(&data);
+    }
+    Ok(read)
+}
+
+/// Looks for words in the first [`BODY_MAX`] bytes of a body, and reads no further than it must.
+///
+/// # Errors
+/// When they are not there; in words that follow the URL.
+pub async fn search(mut body: Incoming, wanted: &str) -> Result<(), String> {
     let mut read = Vec::new();
     while let Some(frame) = body.frame().await {
         let frame = frame.map_err(|error| format!("broke off its answer: {error}"))?;
@@ -125,7 +156,7 @@ async fn search(mut body: Incoming, wanted: &str) -> Result<(), String> {
     Err(format!("answered without `{wanted}`"))
 }
 
-fn contains(text: &[u8], wanted: &[u8]) -> bool {
+pub(super) fn contains(text: &[u8], wanted: &[u8]) -> bool {
     wanted.is_empty() || text.windows(wanted.len()).any(|window| window == wanted)
 }
 

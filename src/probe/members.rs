@@ -157,6 +157,8 @@ mod tests {
             stale_after: long,
             settle: long,
             removal: Removal { at_once: 1, every: long },
+            monkey: false,
+            spare: Vec::new(),
         }
     }
 

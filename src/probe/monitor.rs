@@ -18,15 +18,15 @@ use tokio::{
 };
 use uuid::Uuid;
 
-use super::{ask, deaths::Deaths, members::Discovery, ready::Source, systemd::name_mains};
+use super::{Asker, deaths::Deaths, freezes, members::Discovery, ready::Source, systemd::name_mains};
 use crate::{
-    config::GroupPolicy,
+    config::{Freeze, GroupPolicy, When},
     experiment::{Check, GroupName, Probe},
     host::{
         Headroom, HostError, ProcessId,
         linux::{clock, process::Processes, systemd::Systemd},
     },
-    policy::{capacity::Reading, time::Moment},
+    policy::{calendar::Sight, capacity::Reading, time::Moment},
 };
 
 /// How often the host's stocks are read.
@@ -40,6 +40,8 @@ pub enum Observation {
     Reading { group: GroupName, result: Result<Reading, String> },
     /// A process ended that was a member of these groups, or was watched for its own sake.
     Lost { groups: Vec<GroupName>, process: ProcessId, at: Moment },
+    /// What a freeze goes by was looked at.
+    Freeze { freeze: String, sight: Sight },
     /// What is left of the host's stocks.
     Headroom(Result<Headroom, String>),
     /// One attempt of a probe, by its index in the experiment; `at` is when the attempt began.
@@ -94,6 +96,7 @@ impl Monitors {
                 index,
                 systemd: Arc::clone(&systemd),
                 doubt: Arc::clone(&doubt),
+                found: Arc::default(),
             };
             tasks.spawn(watch_group(source, wish, sender.clone()));
         }
@@ -102,6 +105,25 @@ impl Monitors {
             tasks.spawn(name_mains(Arc::clone(processes), systemd, doubt));
         }
         Ok(Self { deaths, sender, wishes, tasks: Mutex::new(tasks), probes: Mutex::default() })
+    }
+
+    /// Looks after what freezes go by: files of events, conditions. Must be called inside a tokio runtime.
+    pub fn watch_freezes(&self, freezes: &[Freeze]) {
+        let mut tasks = lock(&self.tasks);
+        for freeze in freezes {
+            let (name, sender) = (freeze.name.clone(), self.sender.clone());
+            let tell =
+                move |sight| sender.send(Observation::Freeze { freeze: name.clone(), sight }).is_ok();
+            match freeze.when.clone() {
+                When::Calendar { path, zone } => {
+                    tasks.spawn(freezes::follow_file(path, zone, tell));
+                }
+                When::Unless { check, every } => {
+                    tasks.spawn(freezes::ask(check, every, tell));
+                }
+                When::Dates { .. } | When::Weekly(_) => {}
+            }
+        }
     }
 
     /// Looks at a group now, its members included; if a look is under way, once more after it.
@@ -217,12 +239,13 @@ async fn watch_headroom(processes: Arc<Processes>, sender: UnboundedSender<Obser
 }
 
 async fn repeat_probe(run: Uuid, index: usize, probe: Probe, sender: UnboundedSender<Observation>) {
+    let mut asker = Asker::new(&probe.check);
     let mut ticks = interval(probe.every);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
     loop {
         ticks.tick().await;
         let at = clock::boottime();
-        let Some(outcome) = ask(&probe.check).await else { return };
+        let Some(outcome) = asker.ask().await else { continue };
         if sender.send(Observation::Probe { run, probe: index, outcome, at }).is_err() {
             return;
         }

@@ -3,13 +3,25 @@
 //! A member that does not answer in time is not ready. A look that cannot be had whole is an error:
 //! it never falls back on an older one.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{
+    collections::VecDeque,
+    net::SocketAddr,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use tokio::{sync::Notify, task::JoinSet};
 
-use super::{command, http, members::Discovery, process, systemd, tcp};
+use super::{
+    answer,
+    command::{self, Count},
+    dns, haproxy, http,
+    members::Discovery,
+    process, prometheus, systemd, tcp,
+};
 use crate::{
     config::{GroupPolicy, ReadySource},
+    experiment::HttpCheck,
     host::{
         Member,
         linux::{
@@ -38,6 +50,8 @@ pub struct Source {
     pub systemd: Arc<Systemd>,
     /// Wakes whoever asks systemd for the main processes of units.
     pub doubt: Arc<Notify>,
+    /// What a count is held against where nothing is `expected`.
+    pub found: Arc<Lately>,
 }
 
 impl Source {
@@ -49,9 +63,15 @@ impl Source {
         let taken_at = clock::boottime();
         // A counting program's members are found as well: their deaths are to be noticed.
         let found = self.discovery.members(self.index, taken_at, force).await?;
-        if let ReadySource::Command { argv, within } = &self.group.ready {
-            let ended = command::run(argv, *within).await?;
-            return Ok(self.counted(ended.count()?, found.len(), taken_at));
+        self.found.note(taken_at, count(found.len()), self.group.settle);
+        if let Some(counted) = self.count().await? {
+            return self.counted(counted, taken_at);
+        }
+        if let ReadySource::Haproxy { pool, within } = &self.group.ready {
+            let servers = haproxy::servers(pool, *within).await?;
+            let members = haproxy::judge(pool, &servers, self.living(found).await?)?;
+            let ready = count(members.iter().filter(|member| member.ready).count());
+            return Ok(Reading { ready, total: count(members.len()), taken_at, members: Some(members) });
         }
         let mut members = self.ask_all(self.living(found).await?).await?;
         if self.group.counts_units() && !self.processes.doubtful_units().is_empty() {
@@ -81,14 +101,48 @@ impl Source {
         Ok(())
     }
 
-    /// A program that only says how many are ready is taken to speak of all that are expected, or
-    /// else of the members that were found.
-    fn counted(&self, counted: command::Count, found: usize, taken_at: Moment) -> Reading {
-        let ready = counted.ready;
-        let total = counted
-            .total
-            .unwrap_or_else(|| self.group.expected.unwrap_or_else(|| count(found)).max(ready));
-        Reading { ready, total, taken_at, members: None }
+    /// What a source says that counts for the whole group; `None` for one that asks each member.
+    async fn count(&self) -> Result<Option<Count>, String> {
+        let counted = match &self.group.ready {
+            ReadySource::Command { argv, within } => command::run(argv, *within).await?.count()?,
+            ReadySource::HttpCount { ask, count, total } => {
+                answer::count(ask, count, total.as_deref()).await?
+            }
+            ReadySource::Dns(question) => {
+                let ready = count(dns::resolve(question).await?.len());
+                Count { ready, total: None }
+            }
+            ReadySource::Prometheus { server, query } => {
+                Count { ready: prometheus::count(server, query).await?, total: None }
+            }
+            ReadySource::Process
+            | ReadySource::Systemd
+            | ReadySource::Tcp { .. }
+            | ReadySource::Haproxy { .. }
+            | ReadySource::Http(_) => return Ok(None),
+        };
+        Ok(Some(counted))
+    }
+
+    /// Who only says how many are ready is taken to speak of all that are expected, or else of the
+    /// members that were found. More than that cannot be: such a source is not believed at all.
+    fn counted(&self, counted: Count, taken_at: Moment) -> Result<Reading, String> {
+        let Count { ready, total } = counted;
+        let (name, found) = (&self.group.name, self.found.most());
+        match self.group.expected {
+            Some(expected) if ready > expected => Err(format!(
+                "the source counts {ready} ready in {name}, and {expected} are expected at most"
+            )),
+            // It may still count those that were there a little while ago.
+            None if ready > found => Err(format!(
+                "the source counts {ready} ready in {name}, and {found} are found on this host; if it \
+                 may know of more, say how many are `expected`"
+            )),
+            expected => {
+                let total = total.unwrap_or_else(|| expected.unwrap_or(found).max(ready));
+                Ok(Reading { ready, total, taken_at, members: None })
+            }
+        }
     }
 
     /// Those that still live, and whether each runs.
@@ -130,25 +184,56 @@ impl Source {
     }
 }
 
+/// The most members that were found lately: a source that counts may take `settle` to notice that one
+/// is gone.
+#[derive(Debug, Default)]
+pub struct Lately(Mutex<VecDeque<(Moment, u32)>>);
+
+impl Lately {
+    fn note(&self, at: Moment, found: u32, settle: Duration) {
+        let mut looks = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        while looks.front().is_some_and(|(then, _)| then.plus(settle) < at) {
+            looks.pop_front();
+        }
+        // What was less than now, and is older, will never be the most again.
+        while looks.back().is_some_and(|(_, less)| *less <= found) {
+            looks.pop_back();
+        }
+        looks.push_back((at, found));
+    }
+
+    fn most(&self) -> u32 {
+        let looks = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        looks.front().map_or(0, |(_, found)| *found)
+    }
+}
+
 /// What is asked of one member over the network.
 enum Question {
     /// Each must accept.
-    Tcp { addresses: Vec<SocketAddr>, within: std::time::Duration },
+    Tcp { addresses: Vec<SocketAddr>, within: Duration },
     /// One must answer.
-    Http { urls: Vec<String>, source: ReadySource },
+    Http { urls: Vec<String>, check: HttpCheck },
 }
 
 impl Question {
     /// `None` where being alive is all that is asked.
     fn new(source: &ReadySource, found: &Found) -> Result<Option<Self>, String> {
         match source {
-            ReadySource::Process | ReadySource::Systemd | ReadySource::Command { .. } => Ok(None),
+            ReadySource::Process
+            | ReadySource::Systemd
+            | ReadySource::Haproxy { .. }
+            | ReadySource::Command { .. }
+            | ReadySource::HttpCount { .. }
+            | ReadySource::Dns(_)
+            | ReadySource::Prometheus { .. } => Ok(None),
             ReadySource::Tcp { port, within } => {
                 let mut addresses = reachable(found)?;
                 addresses.retain(|address| port.is_none_or(|port| address.port() == port));
                 Ok(Some(Self::Tcp { addresses, within: *within }))
             }
-            ReadySource::Http { url, .. } => {
+            ReadySource::Http(check) => {
+                let url = &check.url;
                 let pid = found.candidate.id.pid;
                 let urls = if url.contains("{port}") {
                     reachable(found)?;
@@ -157,7 +242,7 @@ impl Question {
                 } else {
                     vec![http::fill(url, None, pid)]
                 };
-                Ok(Some(Self::Http { urls, source: source.clone() }))
+                Ok(Some(Self::Http { urls, check: check.clone() }))
             }
         }
     }
@@ -180,14 +265,11 @@ impl Question {
                 }
                 any
             }
-            Self::Http { urls, source } => {
-                let ReadySource::Http { status, body, within, .. } = source else { return false };
+            Self::Http { urls, check } => {
                 let mut asked = JoinSet::new();
                 for url in urls {
-                    let (status, body) = (status.clone(), body.clone());
-                    asked.spawn(async move {
-                        http::get(&url, &status, body.as_deref(), within).await.is_ok()
-                    });
+                    let check = HttpCheck { url, ..check.clone() };
+                    asked.spawn(async move { answer::ask(&check).await.is_ok() });
                 }
                 while let Some(answer) = asked.join_next().await {
                     if answer.unwrap_or(false) {
@@ -201,7 +283,7 @@ impl Question {
 }
 
 /// Where a member listens, if the agent can go there.
-fn reachable(found: &Found) -> Result<Vec<SocketAddr>, String> {
+pub(super) fn reachable(found: &Found) -> Result<Vec<SocketAddr>, String> {
     let pid = found.candidate.id.pid;
     match &found.listens {
         Ok(listens) if listens.elsewhere => {

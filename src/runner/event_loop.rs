@@ -9,6 +9,7 @@ use std::{
     time::Duration,
 };
 
+use jiff::Timestamp;
 use rand::RngExt as _;
 use tokio::sync::{mpsc, oneshot, watch};
 use uuid::Uuid;
@@ -16,11 +17,12 @@ use uuid::Uuid;
 use crate::{
     config::Policy,
     document,
-    experiment::FaultSpec,
+    experiment::{Experiment, FaultSpec, Kill},
     fault::Prepared,
     host::{Host, linux::process::Processes},
     journal,
     policy::{
+        calendar::{Memory, Outcome as SlotOutcome, Slot},
         engine::{Effect, Engine, Event, Outcome, Start},
         time::{Moment, Now},
     },
@@ -71,8 +73,21 @@ enum Note {
         looked: Looked,
     },
     HaltStored(bool),
+    /// The experiment of a schedule whose time has come.
+    Loaded {
+        launch: Launch,
+        result: Result<Arc<Experiment>, String>,
+    },
     /// With the number of halts asked for when the release was.
     Released(u64, Result<(), String>),
+}
+
+/// A run that a schedule begins.
+struct Launch {
+    schedule: String,
+    slot: Timestamp,
+    seed: u64,
+    leashed: bool,
 }
 
 type StartReply = oneshot::Sender<Result<Arc<RunView>, RequestError>>;
@@ -103,6 +118,8 @@ pub struct EventLoop<H> {
     halt_asked: Option<Moment>,
     halts_so_far: u64,
     releases: Vec<ReleaseReply>,
+    /// Who waits for the schedules' memory to be written.
+    pauses: Vec<oneshot::Sender<bool>>,
     stopping: bool,
     hurry: bool,
 }
@@ -131,6 +148,7 @@ impl<H: Host + 'static> EventLoop<H> {
             groups: parts.engine.group_views(now),
             runs: Vec::new(),
             faults: Vec::new(),
+            agenda: parts.engine.agenda().clone(),
         }));
         let logs = Arc::new(RwLock::new(HashMap::new()));
         let handle = Handle {
@@ -160,6 +178,7 @@ impl<H: Host + 'static> EventLoop<H> {
             halt_asked: None,
             halts_so_far: 0,
             releases: Vec::new(),
+            pauses: Vec::new(),
             stopping: false,
             hurry: false,
         };
@@ -168,6 +187,7 @@ impl<H: Host + 'static> EventLoop<H> {
 
     /// Runs until an order to stop has been carried out. Says how many faults are left stuck.
     pub async fn run(mut self) -> u32 {
+        self.perform(Effect::Remember(Box::new(self.parts.engine.agenda().memory().clone())));
         loop {
             let wake = self.next_wake();
             tokio::select! {
@@ -199,11 +219,11 @@ impl<H: Host + 'static> EventLoop<H> {
     }
 
     fn next_wake(&self) -> Duration {
-        let now = (self.parts.clock)().mono;
+        let now = (self.parts.clock)();
         let halt = self.halt_asked.map(|at| at.plus(HALT_PATIENCE));
         let ping = self.parts.manager.next_ping();
-        let wake = self.parts.engine.next_wake().into_iter().chain(halt).chain(ping).min();
-        wake.map_or(Duration::from_hours(1), |at| at.since(now))
+        let wake = self.parts.engine.next_wake(now).into_iter().chain(halt).chain(ping).min();
+        wake.map_or(Duration::from_hours(1), |at| at.since(now.mono))
     }
 
     fn handle(&mut self, event: Event) {
@@ -218,6 +238,7 @@ impl<H: Host + 'static> EventLoop<H> {
             Observation::Reading { group, result } => Event::Reading { group, result },
             Observation::Lost { groups, process, at } => Event::Lost { groups, process, at },
             Observation::Headroom(headroom) => Event::Headroom(headroom),
+            Observation::Freeze { freeze, sight } => Event::Seen { freeze, sight },
             Observation::Probe { run, probe, outcome, at } => Event::Probed { run, probe, outcome, at },
         });
     }
@@ -231,6 +252,7 @@ impl<H: Host + 'static> EventLoop<H> {
                     Ok(monitors) => {
                         self.parts.monitors.stop();
                         self.parts.monitors = monitors;
+                        self.parts.monitors.watch_freezes(&policy.freezes);
                         // What the old ones saw belongs to the old policy.
                         while let Ok(observation) = self.parts.observations.try_recv() {
                             self.observe(observation);
@@ -281,6 +303,10 @@ impl<H: Host + 'static> EventLoop<H> {
                     self.store_halt(halt);
                 }
             }
+            Command::Pause { schedule, pause, reply } => {
+                self.pauses.push(reply);
+                self.handle(Event::Pause { schedule, pause });
+            }
             Command::Release { reply, .. } => {
                 self.releases.push(reply);
                 let notes = self.notes.0.clone();
@@ -301,6 +327,7 @@ impl<H: Host + 'static> EventLoop<H> {
     fn note(&mut self, note: Note) {
         match note {
             Note::Looked { request, looked } => self.looked(&request, &looked),
+            Note::Loaded { launch, result } => self.launch(launch, result),
             Note::HaltStored(durable) => {
                 self.halt_stored = Some(durable);
                 if let Some(halt) = self.parts.engine.halted().cloned() {
@@ -423,17 +450,20 @@ impl<H: Host + 'static> EventLoop<H> {
     }
 
     fn start(&mut self, request: StartRequest) -> Arc<RunView> {
-        let StartRequest { experiment, seed, plan, caller, idempotency } = request;
+        let StartRequest { experiment, seed, plan, caller, idempotency, leashed } = request;
         let (run, seed) = (Uuid::now_v7(), seed.unwrap_or_else(draw_seed));
         if let Some(Idempotency { key, body }) = &idempotency {
             self.keys.insert((caller.clone(), key.clone()), (*body, run));
         }
         let now = (self.parts.clock)();
-        let start = Start { run, experiment: experiment.clone(), seed, plan, caller };
+        let start = Start { run, experiment, seed, plan, caller, leashed };
         let effects = self.parts.engine.handle(Event::Start(Box::new(start)), now);
         // The engine has just made it.
         let view = self.parts.engine.view_of(run, now).map(Arc::new);
         let view = view.unwrap_or_else(|| unreachable!("a started run exists"));
+        // With the group that it drew, if it was to draw one.
+        let experiment = self.parts.engine.run(run).map(|run| run.experiment.clone());
+        let experiment = experiment.unwrap_or_else(|| unreachable!("a started run exists"));
         let log = RunLog {
             latest: watch::Sender::new(view.clone()),
             experiment: experiment.clone(),
@@ -451,6 +481,28 @@ impl<H: Host + 'static> EventLoop<H> {
             self.perform(effect);
         }
         view
+    }
+
+    /// Begins the run of a schedule, or says why not.
+    fn launch(&mut self, launch: Launch, result: Result<Arc<Experiment>, String>) {
+        let Launch { schedule, slot, seed, leashed } = launch;
+        let result = result.map(|experiment| {
+            let (caller, seed) = (format!("schedule:{schedule}"), Some(seed));
+            let request =
+                StartRequest { experiment, seed, plan: None, caller, idempotency: None, leashed };
+            self.start(request).id
+        });
+        self.handle(Event::Launched { schedule, slot, result });
+    }
+
+    fn remember(&mut self, memory: Memory) {
+        let waiting = std::mem::take(&mut self.pauses);
+        let answer = Box::new(move |stored| {
+            for reply in waiting {
+                let _ = reply.send(stored);
+            }
+        });
+        self.parts.scribe.write(Job::Remember { memory: Box::new(memory), answer });
     }
 
     fn perform(&mut self, effect: Effect) {
@@ -471,6 +523,9 @@ impl<H: Host + 'static> EventLoop<H> {
             }
             Effect::Commit(intent) => {
                 self.parts.scribe.write(Job::Commit { intent, now: clock().mono });
+            }
+            Effect::Drain { run, step, prepared, begin } => {
+                self.hands_for(&prepared).run(move || report(hands.drain(run, step, &prepared, begin)));
             }
             Effect::Inject { run, step, prepared, deadline } => {
                 self.hands_for(&prepared).run(move || {
@@ -524,6 +579,19 @@ impl<H: Host + 'static> EventLoop<H> {
                     self.store_halt(HaltView { durable: true, ..halt });
                 }
             }
+            Effect::Launch { schedule, slot, experiment, seed, leashed } => {
+                let library = document::Library::new(&self.parts.engine.policy().experiments);
+                let notes = self.notes.0.clone();
+                let launch = Launch { schedule, slot, seed, leashed };
+                tokio::task::spawn_blocking(move || {
+                    let result = library.load(&experiment);
+                    let result = result.map(|(experiment, _)| Arc::new(experiment));
+                    let result = result.map_err(|error| error.to_string());
+                    let _ = notes.send(Note::Loaded { launch, result });
+                });
+            }
+            Effect::Remember(memory) => self.remember(*memory),
+            Effect::Slot(slot) => tell_slot(&slot),
             Effect::Planned { ticket, result } => {
                 if let Some(reply) = self.plans.remove(&ticket) {
                     let answer =
@@ -567,6 +635,7 @@ impl<H: Host + 'static> EventLoop<H> {
             host: engine.host_view(now),
             groups: engine.group_views(now),
             faults: engine.fault_views(now),
+            agenda: engine.agenda().clone(),
             runs,
         };
         self.parts.manager.ping(now.mono);
@@ -594,9 +663,21 @@ impl<H: Host + 'static> EventLoop<H> {
     }
 }
 
-/// Acts by way of the service manager, which answers when it likes.
+fn tell_slot(slot: &Slot) {
+    let (schedule, at) = (&slot.schedule, slot.at);
+    match &slot.outcome {
+        SlotOutcome::Started { run } => tracing::info!(%schedule, %at, %run, "scheduled run begun"),
+        SlotOutcome::Skipped { why } => tracing::warn!(%schedule, %at, %why, "scheduled run skipped"),
+        SlotOutcome::Missed { slots } => tracing::warn!(
+            %schedule, last = %at, slots,
+            "scheduled runs missed (the agent or the host was not there); they are not made up for"
+        ),
+    }
+}
+
+/// Acts by way of the service manager or a load balancer, which answer when they like.
 fn is_slow(prepared: &Prepared) -> bool {
-    matches!(prepared.spec, FaultSpec::Unit(_))
+    matches!(prepared.spec, FaultSpec::Unit(_) | FaultSpec::Kill(Kill { drain: Some(_), .. }))
 }
 
 fn rejected(reason: &str, message: String) -> RequestError {

@@ -19,7 +19,7 @@ use crate::{
         undo::Undo,
         unit::{self, How},
     },
-    host::{FaultId, Host, HostError, Memberships},
+    host::{FaultId, Host, HostError, Memberships, ProcessId},
     policy::{
         engine::{Event, Job},
         plan::{Found, Resolution},
@@ -35,6 +35,13 @@ pub struct Hands<H> {
     /// Runs that were stopped: what of them is still queued is not done any more.
     stopped: Mutex<BTreeSet<Uuid>>,
     host: Arc<H>,
+}
+
+/// What a target is held against.
+struct Surroundings {
+    memberships: Memberships,
+    protected: BTreeMap<ProcessId, String>,
+    spared: BTreeSet<ProcessId>,
 }
 
 /// Lookups of one step: its index, fault, id and seed.
@@ -53,10 +60,11 @@ impl<H: Host> Hands<H> {
             .map(|(step, spec, fault, seed)| {
                 let found = self.find(policy, &spec, fault, seed);
                 let result = match (&common, found) {
-                    (Ok((memberships, protected)), Ok(found)) => Ok(Resolution {
+                    (Ok(around), Ok(found)) => Ok(Resolution {
                         found,
-                        memberships: memberships.clone(),
-                        protected: protected.clone(),
+                        memberships: around.memberships.clone(),
+                        protected: around.protected.clone(),
+                        spared: around.spared.clone(),
                     }),
                     (Err(error), _) => Err(error.clone()),
                     (_, Err(error)) => Err(error),
@@ -112,6 +120,16 @@ impl<H: Host> Hands<H> {
 
     fn is_forbidden(&self, run: Uuid) -> bool {
         self.stopped.lock().unwrap_or_else(PoisonError::into_inner).contains(&run)
+    }
+
+    /// Takes the victims of a kill out of the rotation, or asks what they still do there.
+    pub fn drain(&self, run: Uuid, step: usize, prepared: &Prepared, begin: bool) -> Event {
+        let result = if self.is_forbidden(run) {
+            Err(HostError::Stopped)
+        } else {
+            fault::drain(&*self.host, prepared, begin)
+        };
+        Event::Drained { run, step, result }
     }
 
     /// Injects. Whatever happens, a kernel lease never runs beyond `deadline`.
@@ -229,15 +247,22 @@ impl<H: Host> Hands<H> {
         }
     }
 
-    fn surroundings(
-        &self,
-        policy: &Policy,
-    ) -> Result<(Memberships, BTreeMap<crate::host::ProcessId, String>), HostError> {
+    fn surroundings(&self, policy: &Policy) -> Result<Surroundings, HostError> {
         let mut memberships = Memberships::new();
+        let mut spared = BTreeSet::new();
         for group in &policy.groups {
-            memberships.insert(group.name.clone(), self.host.instances(group)?);
+            let instances = self.host.instances(group)?;
+            for select in &group.spare {
+                let found = self.host.find(select, &policy.groups)?;
+                let found: BTreeSet<ProcessId> = found.iter().map(|one| one.id).collect();
+                // An instance is spared whole.
+                let is_spared = |id: &ProcessId| found.contains(id);
+                let instances = instances.iter().filter(|one| one.processes.iter().any(is_spared));
+                spared.extend(instances.flat_map(|one| one.processes.iter().copied()));
+            }
+            memberships.insert(group.name.clone(), instances);
         }
-        Ok((memberships, self.host.protected()?))
+        Ok(Surroundings { memberships, protected: self.host.protected()?, spared })
     }
 
     fn open_undos(&self) -> Vec<Undo> {

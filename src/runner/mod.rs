@@ -15,6 +15,7 @@ use uuid::Uuid;
 
 use crate::{
     experiment::Experiment,
+    policy::calendar::{Agenda, Pause},
     view::{
         EventView, FaultView, GroupView, HaltView, HostView, PlanView, ReasonView, ReportView, RunView,
     },
@@ -28,6 +29,8 @@ pub struct Snapshot {
     /// Active runs and the latest finished ones, newest first.
     pub runs: Vec<Arc<RunView>>,
     pub faults: Vec<FaultView>,
+    /// Schedules and freezes.
+    pub agenda: Arc<Agenda>,
 }
 
 /// A request to start a run.
@@ -41,6 +44,8 @@ pub struct StartRequest {
     pub caller: String,
     /// The same key with the same body answers with the run that it began.
     pub idempotency: Option<Idempotency>,
+    /// Decide and touch nothing, even where the host is unleashed.
+    pub leashed: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -90,6 +95,12 @@ pub enum Command {
         reason: String,
         caller: String,
         reply: oneshot::Sender<HaltView>,
+    },
+    /// Pauses a schedule or resumes it; the answer says whether that is on disk.
+    Pause {
+        schedule: String,
+        pause: Option<Pause>,
+        reply: oneshot::Sender<bool>,
     },
     /// Answers with the halt that was released, if there was one.
     Release {
@@ -213,6 +224,25 @@ impl Handle {
     /// When the release could not be made durable, or the agent is stopping.
     pub async fn release(&self, caller: String) -> Result<Option<HaltView>, RequestError> {
         self.ask(&self.urgent, |reply| Command::Release { caller, reply }).await?
+    }
+
+    /// Pauses a schedule, or resumes it without a `pause`. Says whether that will survive a restart.
+    ///
+    /// # Errors
+    /// When there is no such schedule, or the agent is stopping.
+    pub async fn pause(&self, schedule: String, pause: Option<Pause>) -> Result<bool, RequestError> {
+        let known = self.snapshot().agenda.planned().iter().any(|one| one.schedule.name == schedule);
+        if !known {
+            return Err(RequestError::NotFound);
+        }
+        let (name, wanted) = (schedule.clone(), pause.is_some());
+        let durable = self.ask(&self.urgent, |reply| Command::Pause { schedule, pause, reply }).await?;
+        // Whoever asks next sees it.
+        let mut snapshots = self.snapshot.clone();
+        let seen =
+            |snapshot: &Arc<Snapshot>| snapshot.agenda.memory().paused.contains_key(&name) == wanted;
+        snapshots.wait_for(seen).await.map_err(|_| RequestError::Stopping)?;
+        Ok(durable)
     }
 
     /// The live log of a run that is in memory.

@@ -20,10 +20,12 @@ use crate::{
     host::FaultId,
     journal::{self, Journal, Ledger as _},
     policy::{
+        calendar::Memory,
         engine::{Event, Intent, NotDurable},
         time::{Moment, Now},
     },
     runner::{Idempotency, StartRequest},
+    schedules,
     view::{EventView, HaltView, RunView},
     warden::Warden,
 };
@@ -63,6 +65,11 @@ pub enum Job {
     /// Makes the end of a halt durable.
     Release {
         answer: Box<dyn FnOnce(Result<(), String>) + Send>,
+    },
+    /// Makes the memory of schedules durable; the answer says whether it is.
+    Remember {
+        memory: Box<Memory>,
+        answer: Box<dyn FnOnce(bool) + Send>,
     },
     /// Looks an idempotency key up.
     Lookup {
@@ -200,6 +207,13 @@ impl Writer {
             }
             Job::Release { answer } => {
                 answer(halt::clear(&self.desk.state).map_err(|error| error.to_string()));
+            }
+            Job::Remember { memory, answer } => {
+                let stored = schedules::store(&self.desk.state, &memory);
+                if let Err(error) = &stored {
+                    tracing::error!(%error, "the memory of schedules is not on disk");
+                }
+                answer(stored.is_ok());
             }
             Job::Lookup { request, answer } => {
                 let looked = self.look_up(&request);

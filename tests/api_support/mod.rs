@@ -24,6 +24,7 @@ use vervet::{
     config::{ApiPolicy, Role, TlsPolicy, TokenPolicy},
     document::Library,
     experiment::Experiment,
+    policy::calendar::{Agenda, Memory},
     runner::{Command, Handle, History, RequestError, RunLog, Snapshot, StartRequest},
     view::*,
 };
@@ -237,6 +238,13 @@ fn obey(board: &Board, keys: &mut Keys, changes: &AtomicUsize, command: Command)
             });
             drop(reply.send(answer));
         }
+        Command::Pause { schedule, pause, reply } => {
+            count();
+            update(board, |snapshot| {
+                Arc::make_mut(&mut snapshot.agenda).pause(&schedule, pause);
+            });
+            let _ = reply.send(true);
+        }
         Command::Release { reply, .. } => {
             count();
             let mut released = None;
@@ -384,7 +392,11 @@ pub fn snapshot() -> Snapshot {
         blocked: None,
         members: vec![],
     };
-    Snapshot { host, groups: vec![group], runs: vec![], faults: vec![] }
+    let policy = "[[schedule]]\nexperiment = \"kill-one\"\ncron = \"0 10 * * Mon-Fri\"\nzone = \"UTC\"\n\
+                  [[freeze]]\nname = \"weekend\"\ndays = \"Sat-Sun\"\nzone = \"UTC\"\n";
+    let policy = vervet::document::policy(policy, "vervet.toml").unwrap();
+    let agenda = Arc::new(Agenda::new(&policy, 1, Ok(Memory::default()), now));
+    Snapshot { host, groups: vec![group], runs: vec![], faults: vec![], agenda }
 }
 
 /// An answer, taken apart.

@@ -23,14 +23,27 @@ fn kill(keys: &str) -> String {
     step(&format!("fault = \"kill\"\n{keys}"))
 }
 
+/// An experiment with this probe.
+fn probe(keys: &str) -> String {
+    kill(&format!("target = {{ name = \"w\" }}\n[[probe]]\nname = \"P\"\n{keys}"))
+}
+
 fn group(keys: &str) -> String {
     format!("[[group]]\nname = \"checkout\"\n{keys}\n")
+}
+
+const WORK: &str = "window = { days = \"Mon-Fri\", hours = \"09:00-15:00\", zone = \"UTC\" }";
+
+fn schedule(keys: &str) -> String {
+    format!("[[schedule]]\nexperiment = \"x\"\n{keys}\n")
 }
 
 fn experiments() -> Vec<(&'static str, String)> {
     let traffic = "traffic = { port = 5432 }\n";
     let cap = |keys: &str| step(&format!("fault = \"connections\"\nduration = \"60s\"\n{keys}"));
     let whole = |keys: &str| step(&format!("fault = \"unit\"\nduration = \"60s\"\n{keys}"));
+    let victim = "target = { group = \"checkout\" }\n";
+    let drain = "drain = { haproxy = \"/run/h.sock\", backend = \"web\",";
     vec![
         ("misspelt key", latency(&format!("{traffic}dealy = \"100ms\""))),
         ("another tool's word", kill("selector = { name = \"worker\" }")),
@@ -57,6 +70,17 @@ fn experiments() -> Vec<(&'static str, String)> {
         ("misspelt signal", kill("target = { group = \"checkout\" }\nsignal = \"SIGTREM\"")),
         ("stopping signal", kill("target = { group = \"checkout\" }\nsignal = \"SIGSTOP\"")),
         ("useless escalation", kill("target = { group = \"checkout\" }\nthen = { after = \"5s\" }")),
+        ("drain for no time", kill(&format!("{victim}{} within = \"5s\" }}", drain))),
+        (
+            "drain of what is none",
+            kill(&format!(
+                "{victim}duration = \"5s\"\ndrain = {{ haproxy = \"h.sock\", backend = \"a b\", lat = \"kill\" }}"
+            )),
+        ),
+        (
+            "late for nothing",
+            kill(&format!("{victim}duration = \"5s\"\n{drain} within = \"5s\", late = \"spar\" }}")),
+        ),
         ("pause without a target", step("fault = \"pause\"\nduration = \"10s\"")),
         ("pause for ever", step("fault = \"pause\"\ntarget = { group = \"checkout\" }")),
         ("unknown action", whole("target = { unit = \"a\" }\naction = \"reload\"")),
@@ -69,6 +93,42 @@ fn experiments() -> Vec<(&'static str, String)> {
         ("cap without limit", cap("traffic = { listen = 8080 }\nexcess = \"reset\"")),
         ("unknown choice", cap("traffic = { listen = 8080 }\nmax = 4\nexcess = \"rst\"")),
         ("udp connections", cap("traffic = { listen = 53, protocol = \"udp\" }\nmax = 4")),
+        ("pointer that is none", probe("http = \"http://a/\"\nexpect = { json = { ready = 3 } }")),
+        ("pointer to null", probe("http = \"http://a/\"\nexpect = { json = { \"/a\" = [] } }")),
+        ("expects nothing", probe("http = \"http://a/\"\nexpect = { json = { \"/a\" = {} } }")),
+        (
+            "header of the connection",
+            probe("http = \"http://a/\"\nheaders = { Connection = \"close\" }"),
+        ),
+        ("no header's name", probe("http = \"http://a/\"\nheaders = { \"a b\" = \"c\", A = \"\" }")),
+        ("same header", probe("http = \"http://a/\"\nheaders = { a = \"b\", A = \"c\" }")),
+        ("header for headers", probe("http = \"http://a/\"\nexpect = { header = { a = \"b\" } }")),
+        (
+            "too few for a percentile",
+            probe("http = \"http://a/\"\nexpect = { p99 = \"1s\", window = \"10s\" }"),
+        ),
+        ("percentile without a window", probe("http = \"http://a/\"\nexpect = { p50 = \"1s\" }")),
+        ("window without a percentile", probe("http = \"http://a/\"\nexpect = { window = \"1s\" }")),
+        (
+            "dotted percentile",
+            probe("http = \"http://a/\"\nexpect = { p99.9 = \"1s\", window = \"10s\" }"),
+        ),
+        ("no percentile", probe("http = \"http://a/\"\nexpect = { p100 = \"1s\", window = \"10s\" }")),
+        ("key of another check", probe("tcp = \"a:1\"\nquery = \"up\"")),
+        ("address of the wrong kind", probe("dns = \"a.test\"\nexpect = { answer = \"::1\" }")),
+        ("name of a server", probe("dns = \"a.test\"\nserver = \"dns.test:53\"")),
+        ("unknown record", probe("dns = \"a.test\"\nexpect = { type = \"AAA\" }")),
+        ("nothing asked of prometheus", probe("prometheus = \"http://a/\"")),
+        ("query without a bound", probe("prometheus = \"http://a/\"\nquery = \"up\"\nexpect = {}")),
+        ("query without expect", probe("prometheus = \"http://a/\"\nquery = \"up\"")),
+        ("two questions", probe("prometheus = \"http://a/\"\nquery = \"up\"\nquiet = \"Down\"")),
+        (
+            "bounds that cross",
+            probe("prometheus = \"http://a/\"\nquery = \"up\"\nexpect = { at_least = 3, at_most = 2 }"),
+        ),
+        ("path of the API", probe("prometheus = \"http://a/api/v1\"\nquiet = \"Down\"")),
+        ("alert without a name", probe("prometheus = \"http://a/\"\nquiet = { job = \"a\" }")),
+        ("no watchdog", probe("alertmanager = \"http://a/\"\nquiet = \"Down\"")),
         ("later fault", step("fault = \"loss\"\npercent = \"1%\"\nduration = \"60s\"")),
         ("misspelt fault", step("fault = \"latensy\"\nduration = \"60s\"")),
         ("traffic of a container", latency("delay = \"1s\"\ntraffic = { container = \"web\" }")),
@@ -77,6 +137,12 @@ fn experiments() -> Vec<(&'static str, String)> {
             "schedule",
             format!("{}\n[[schedule]]\ncron = \"0 10 * * *\"\n", kill("target = { name = \"w\" }")),
         ),
+        (
+            "a group of all with another one",
+            kill("target = { group = \"checkout\" }")
+                .replace("[\"checkout\"]", "[\"@any\", \"checkout\"]"),
+        ),
+        ("a group of another kind", kill("target = { group = \"@all\" }")),
         ("policy key", format!("leashed = true\n{}", kill("target = { name = \"w\" }"))),
         ("first step with previous", kill("target = { name = \"w\" }\nstart = \"with previous\"")),
         (
@@ -117,7 +183,47 @@ fn policies() -> Vec<(&'static str, String)> {
         ("percentage of nothing", group(&format!("floor = \"75%\"\n{members}"))),
         ("floor missing", group(members)),
         ("twice the same name", format!("{0}{0}", group(&format!("floor = 1\n{members}")))),
-        ("later source", group(&format!("floor = 1\n{members}ready = {{ haproxy = \"be\" }}"))),
+        ("backend of what", group(&format!("floor = 1\n{members}ready = {{ haproxy = \"be\" }}"))),
+        (
+            "alerts are no count",
+            group(&format!("floor = 1\n{members}ready = {{ alertmanager = \"http://a/\" }}")),
+        ),
+        (
+            "total without count",
+            group(&format!("floor = 1\n{members}ready = {{ http = \"http://a/\", total = \"/a\" }}")),
+        ),
+        (
+            "count for one member",
+            group(&format!(
+                "floor = 1\n{members}ready = {{ http = \"http://a:{{port}}/\", count = \"/a\" }}"
+            )),
+        ),
+        (
+            "percentile of an instance",
+            group(&format!(
+                "floor = 1\n{members}ready = {{ http = \"http://a/\", expect = {{ p99 = \"1s\" }} }}"
+            )),
+        ),
+        (
+            "status twice",
+            group(&format!(
+                "floor = 1\n{members}ready = {{ http = \"http://a/\", status = 200, expect = {{ body = \"a\" }} }}"
+            )),
+        ),
+        (
+            "records that are no instances",
+            group(&format!("floor = 1\n{members}ready = {{ dns = \"a.test\", type = \"TXT\" }}")),
+        ),
+        ("no query", group(&format!("floor = 1\n{members}ready = {{ prometheus = \"http://a/\" }}"))),
+        (
+            "slow source, named late",
+            group(&format!("floor = 1\n{members}ready = {{ dns = \"a.test\", within = \"3s\" }}")),
+        ),
+        ("no backend", group(&format!("floor = 1\n{members}ready = {{ haproxy = \"/run/h.sock\" }}"))),
+        (
+            "backend of nobody",
+            group(&format!("floor = 1\n{members}ready = {{ tcp = 80, backend = \"web\" }}")),
+        ),
         ("systemd of processes", group(&format!("floor = 1\n{members}ready = \"systemd\""))),
         ("every unit", group("floor = 1\nmembers = { unit = \"*\" }")),
         ("slice members", group("floor = 1\nmembers = { unit = \"system-checkout.slice\" }")),
@@ -137,7 +243,64 @@ fn policies() -> Vec<(&'static str, String)> {
         ("not a date", freeze("2026-13-20T00:00", "2027-01-05T00:00", "UTC")),
         ("scattered mask", "[network]\nmark_mask = \"0xf0f00000\"\n".to_owned()),
         ("relative path", "state = \"vervet\"\n".to_owned()),
-        ("schedule in policy", "[[schedule]]\nexperiment = \"x\"\n".to_owned()),
+        ("schedule without a time", schedule("")),
+        ("schedule with two times", schedule("cron = \"0 10 * * *\"\nmean_time_between = \"2d\"")),
+        ("misspelt time", schedule("corn = \"0 10 * * *\"")),
+        ("no pattern", schedule("cron = \"0 25 * * *\"\nzone = \"UTC\"")),
+        ("pattern without a zone", schedule("cron = \"0 10 * * *\"")),
+        ("two zones", schedule(&format!("cron = \"0 10 * * *\"\nzone = \"UTC\"\n{WORK}"))),
+        ("never in its window", schedule(&format!("cron = \"0 3 * * *\"\n{WORK}"))),
+        ("mean without a window", schedule("mean_time_between = \"2d\"")),
+        ("more than once a day", schedule(&format!("mean_time_between = \"2h\"\n{WORK}"))),
+        (
+            "minimum above the mean",
+            schedule(&format!("mean_time_between = \"2d\"\nmin_time_between = \"3d\"\n{WORK}")),
+        ),
+        (
+            "minimum of hours",
+            schedule(&format!("mean_time_between = \"2d\"\nmin_time_between = \"30h\"\n{WORK}")),
+        ),
+        (
+            "not a day",
+            schedule("mean_time_between = \"1d\"\nwindow = { days = \"Mo-Fri\", zone = \"UTC\" }"),
+        ),
+        (
+            "not hours",
+            schedule(
+                "mean_time_between = \"1d\"\nwindow = { days = \"daily\", hours = \"9-15\", zone = \"UTC\" }",
+            ),
+        ),
+        (
+            "empty hours",
+            schedule(
+                "mean_time_between = \"1d\"\n\
+                 window = { days = \"daily\", hours = \"09:00-09:00\", zone = \"UTC\" }",
+            ),
+        ),
+        (
+            "the same schedule twice",
+            schedule("cron = \"0 10 * * *\"\nzone = \"UTC\"")
+                + &schedule("cron = \"0 12 * * *\"\nzone = \"UTC\""),
+        ),
+        ("freeze of nothing", "[[freeze]]\nname = \"F\"\n".to_owned()),
+        (
+            "freeze of two kinds",
+            "[[freeze]]\nname = \"F\"\ndays = \"Sat\"\ncalendar = \"/x.ics\"\nzone = \"UTC\"\n"
+                .to_owned(),
+        ),
+        (
+            "freeze with a key of another kind",
+            "[[freeze]]\nname = \"F\"\ncalendar = \"/x.ics\"\nhours = \"09:00-10:00\"\nzone = \"UTC\"\n"
+                .to_owned(),
+        ),
+        (
+            "condition on a group",
+            "[[freeze]]\nname = \"F\"\nunless = { group = \"checkout\" }\n".to_owned(),
+        ),
+        (
+            "condition in a zone",
+            "[[freeze]]\nname = \"F\"\nunless = { tcp = \"127.0.0.1:80\" }\nzone = \"UTC\"\n".to_owned(),
+        ),
         ("step in policy", "leashed = \"no\"\n[[step]]\nname = \"S\"\n".to_owned()),
     ]
 }

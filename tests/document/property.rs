@@ -6,10 +6,13 @@ use proptest::{collection::vec, option, prelude::*, sample::select};
 use vervet::{
     document::{self, Format},
     experiment::{
-        Check, Cidr, Connections, DelayEngine, Distribution, Escalation, Excess, Existing, Experiment,
-        FaultSpec, GroupName, Kill, Latency, Order, Pause, Peer, Percent, Pick, Probe, ProcessSelector,
-        ProcessTarget, Protocol, Signal, Start, Step, Traffic, UnitAction, UnitFault,
+        Alertmanager, Bounds, Check, Cidr, Connections, DelayEngine, Distribution, DnsCheck,
+        DnsQuestion, DnsRecord, Drain, Escalation, Excess, Existing, Experiment, FaultSpec, GroupName,
+        Headers, HttpCheck, JsonExpect, Kill, Labels, Late, Latency, Order, Pause, Peer, Percent,
+        Percentiles, Pick, Probe, ProcessSelector, ProcessTarget, Prometheus, Protocol, Quantile,
+        Signal, Start, Step, Traffic, UnitAction, UnitFault,
     },
+    host::haproxy::Pool,
 };
 
 use crate::valid::{POLICY, library};
@@ -26,20 +29,120 @@ fn percent() -> impl Strategy<Value = Percent> {
     (1_u32..=1000).prop_map(|tenths| Percent::new(f64::from(tenths) / 10.0).unwrap())
 }
 
+fn headers() -> impl Strategy<Value = Headers> {
+    let name = select(vec!["Host", "x-a", "Authorization", "Cache-Control"]).prop_map(str::to_owned);
+    proptest::collection::btree_map(name, "[!-~]([ -~]{0,20}[!-~])?", 0..3)
+}
+
+fn bounds() -> impl Strategy<Value = Bounds> {
+    (0..3, -1000_i32..1000, 0_u32..1000).prop_map(|(given, least, more)| Bounds {
+        at_least: (given != 1).then_some(f64::from(least) / 4.0),
+        at_most: (given != 2).then_some(f64::from(least) / 4.0 + f64::from(more)),
+    })
+}
+
+fn json() -> impl Strategy<Value = std::collections::BTreeMap<String, JsonExpect>> {
+    let expect = prop_oneof![
+        any::<i64>().prop_map(|number| JsonExpect::Is(number.into())),
+        any::<bool>().prop_map(|flag| JsonExpect::Is(flag.into())),
+        line().prop_map(|text| JsonExpect::Is(text.into())),
+        bounds().prop_map(JsonExpect::Within),
+    ];
+    proptest::collection::btree_map("|(/([a-z]|~0|~1|[0-9]){0,4}){1,3}", expect, 0..3)
+}
+
+/// Percentiles over a window at this pace.
+fn percentiles(every: Duration) -> impl Strategy<Value = Option<Percentiles>> {
+    let limits = proptest::collection::btree_map(
+        select(vec!["p50", "p90", "p99", "p99.9", "p12.34"])
+            .prop_map(|name| Quantile::from_name(name).unwrap()),
+        span(60_000),
+        1..3,
+    );
+    option::of((limits, 1000_u32..2000)).prop_map(move |found| {
+        let (limits, answers) = found?;
+        let window = every * answers;
+        let fits = (Duration::from_millis(100)..=Duration::from_hours(1)).contains(&window);
+        fits.then_some(Percentiles { limits, window, answers })
+    })
+}
+
+fn http(every: Duration) -> impl Strategy<Value = Check> {
+    let parts = (vec(200_u16..600, 1..4), option::of(line()), span(60_000), headers(), headers());
+    (parts, json(), percentiles(every)).prop_map(|(parts, json, percentiles)| {
+        let (status, body, within, headers, answer) = parts;
+        let url = "http://[::1]:80/a?b=c".to_owned();
+        Check::Http(HttpCheck { url, headers, status, body, answer, json, within, percentiles })
+    })
+}
+
+fn dns() -> impl Strategy<Value = Check> {
+    let server = select(vec![None, Some("[::1]:53"), Some("127.0.0.1:8600")]);
+    let record = select(vec![
+        (DnsRecord::A, "10.0.0.7"),
+        (DnsRecord::Aaaa, "fd00::7"),
+        (DnsRecord::Srv, "0 1 80 a.test"),
+        (DnsRecord::Txt, "words"),
+    ]);
+    (server, record, any::<bool>(), 1_u32..9, span(60_000)).prop_map(
+        |(server, (record, text), given, at_least, within)| {
+            let server = server.map(|text| text.parse().unwrap());
+            let question = DnsQuestion { name: "db.internal".to_owned(), server, record, within };
+            let answer = given.then(|| text.to_owned()).into_iter().collect();
+            Check::Dns(DnsCheck { question, answer, at_least })
+        },
+    )
+}
+
+fn alerts() -> impl Strategy<Value = Vec<Labels>> {
+    let alert = (line(), option::of(line())).prop_map(|(name, job)| {
+        let job = job.map(|job| ("job".to_owned(), job));
+        std::iter::once(("alertname".to_owned(), name)).chain(job).collect()
+    });
+    vec(alert, 1..3)
+}
+
+fn metrics() -> impl Strategy<Value = Check> {
+    let server =
+        (headers(), line(), span(60_000), span(60_000)).prop_map(|(headers, fresh, max_age, within)| {
+            let max_age = max_age + Duration::from_millis(100);
+            Prometheus { url: "http://127.0.0.1:9090/x".to_owned(), headers, fresh, max_age, within }
+        });
+    (server, line(), bounds(), alerts(), 0..3, any::<bool>()).prop_map(
+        |(server, query, bounds, quiet, which, watched)| match which {
+            0 => Check::Prometheus { server, query, bounds },
+            1 => Check::PrometheusQuiet { server, quiet },
+            _ => {
+                let watchdog = watched.then(|| quiet[0].clone());
+                let Prometheus { url, headers, max_age, within, .. } = server;
+                let server = Alertmanager { url, headers, watchdog, max_age, within };
+                Check::AlertmanagerQuiet { server, quiet }
+            }
+        },
+    )
+}
+
 fn probe(at: usize) -> impl Strategy<Value = Probe> {
     let within = || span(60_000);
-    let check = prop_oneof![
-        (vec(200_u16..600, 1..4), option::of(line()), within()).prop_map(|(status, body, within)| {
-            Check::Http { url: "http://[::1]:80/a?b=c".to_owned(), status, body, within }
-        }),
-        within().prop_map(|within| Check::Tcp { address: "db.example:5432".to_owned(), within }),
-        (vec(line(), 0..3), within()).prop_map(|(rest, within)| {
-            let argv = std::iter::once("/bin/true".to_owned()).chain(rest).collect();
-            Check::Command { argv, within }
-        }),
-        (1_u32..100).prop_map(|ready| Check::Group { group: "checkout".into(), ready }),
-    ];
-    (check, span(60_000), 0_u32..9).prop_map(move |(check, every, tolerate)| Probe {
+    let check = move |every| {
+        prop_oneof![
+            http(every),
+            dns(),
+            metrics(),
+            within().prop_map(|within| Check::Tcp { address: "db.example:5432".to_owned(), within }),
+            (vec(line(), 0..3), within()).prop_map(|(rest, within)| {
+                let argv = std::iter::once("/bin/true".to_owned()).chain(rest).collect();
+                Check::Command { argv, within }
+            }),
+            (1_u32..100, within()).prop_map(|(up, within)| {
+                let pool = Pool { haproxy: "/run/h.sock".to_owned(), backend: "web".to_owned() };
+                Check::Haproxy { pool, up, within }
+            }),
+            (1_u32..100).prop_map(|ready| Check::Group { group: "checkout".into(), ready }),
+        ]
+    };
+    let paced = span(60_000).prop_flat_map(move |every| (check(every), Just(every)));
+    (paced, 0_u32..9).prop_map(move |((check, every), tolerate)| Probe {
         name: format!("probe {at}"),
         check,
         every,
@@ -103,10 +206,18 @@ fn kill() -> impl Strategy<Value = FaultSpec> {
         select(names)
     };
     let then = option::of((signals(), span(5_000)));
-    (target(selector()), signals(), then).prop_map(|(target, signal, then)| {
+    let late = select(vec![Late::Spare, Late::Kill]);
+    let pool = ("/[a-z/]{1,20}", "[a-zA-Z0-9_.:-]{1,20}")
+        .prop_map(|(haproxy, backend)| Pool { haproxy, backend });
+    let drain = (pool, span(5_000), late).prop_map(|(pool, within, late)| Drain {
+        pool,
+        within: within.max(Duration::from_millis(10)),
+        late,
+    });
+    (target(selector()), signals(), then, option::of(drain)).prop_map(|(target, signal, then, drain)| {
         let then = then.filter(|_| signal != Signal::KILL);
         let then = then.map(|(signal, after)| Escalation { signal, after });
-        FaultSpec::Kill(Kill { target, signal, then })
+        FaultSpec::Kill(Kill { target, signal, then, drain })
     })
 }
 
@@ -187,7 +298,7 @@ fn step(at: usize) -> impl Strategy<Value = Step> {
     ];
     (fault, span(1_000_000), any::<bool>(), any::<bool>(), 0_u32..5).prop_map(
         move |(fault, duration, long, with, charge)| {
-            let endless = matches!(fault, FaultSpec::Kill(_)) && !long;
+            let endless = matches!(fault, FaultSpec::Kill(Kill { drain: None, .. })) && !long;
             Step {
                 name: format!("step {at}"),
                 fault,
@@ -241,7 +352,9 @@ fn anything() -> impl Strategy<Value = toml::Value> {
 fn words() -> impl Strategy<Value = String> {
     const WORDS: &str = "title hypothesis groups recovery probe step name fault kill latency connections \
         target traffic group pick order signal then after delay jitter correlation max to from port listen \
-        http tcp command expect status within every tolerate api token tls limits headroom floor expected \
+        http tcp command dns prometheus alertmanager server query quiet fresh watchdog alertname headers json \
+        type answer at_least at_most max_age p99 p99.9 window count total /a/b sum(up) http://127.0.0.1:90 \
+        expect status within every tolerate api token tls limits headroom floor expected \
         members ready freeze zone until 50% 1s 0s -1s all SIGTERM SIGSTOP 10.0.0.0/8 10.0.0.1/8 with:previous";
     let known: Vec<String> = WORDS.split_whitespace().map(|word| word.replace(':', " ")).collect();
     prop_oneof![8 => select(known), 1 => any::<String>()]
@@ -308,7 +421,15 @@ proptest! {
 }
 
 /// Keys that a document may do without, alone.
-const OPTIONAL: [&str; 40] = [
+const OPTIONAL: [&str; 48] = [
+    "headers",
+    "server",
+    "type",
+    "fresh",
+    "max_age",
+    "json",
+    "count",
+    "total",
     "groups",
     "recovery",
     "probe",
@@ -390,7 +511,9 @@ fn each_key(change: impl Fn(&mut toml::Table, &str), mut check: impl FnMut(&str,
         tables(&[], &root, &mut |path, table| {
             places.extend(table.keys().map(|key| (path.to_vec(), key.clone())));
         });
-        for (path, key) in places {
+        // Headers and JSON pointers are the writer's own words.
+        let free = |path: &[String]| path.last().is_some_and(|key| key == "headers" || key == "json");
+        for (path, key) in places.into_iter().filter(|(path, _)| !free(path)) {
             let mut changed = root.clone();
             let place = path.iter().fold(&mut changed, |value, step| match value {
                 toml::Value::Array(items) => &mut items[step.parse::<usize>().unwrap()],

@@ -3,7 +3,7 @@
 use std::{fs, net::IpAddr, time::Duration};
 
 use vervet::{
-    config::{ReadySource, Role},
+    config::{ReadySource, Role, When},
     document::{self, Format, Kind, TEMPLATE_POLICY},
     experiment::{
         Check, Cidr, DelayEngine, Distribution, Excess, Existing, FaultSpec, Peer, Pick, Signal, Start,
@@ -56,6 +56,45 @@ settle = "5s"
 removal = { at_once = 2, every = "30s" }
 
 [[group]]
+name = "counted"
+floor = 1
+expected = 4
+members = { name = "counted" }
+stale_after = "9s"
+
+[group.ready]
+http = "http://127.0.0.1:9000/status"
+headers = { Host = "shop.test" }
+count = "/replicas/ready"
+total = "/replicas/total"
+within = "1s"
+
+[group.ready.expect]
+status = 200
+headers = { Cache-Control = "no-store" }
+json = { "/mode" = "live", "/age" = { at_most = 3 } }
+
+[[group]]
+name = "named"
+floor = 1
+expected = 4
+members = { name = "named" }
+ready = { dns = "checkout.service.consul", server = "127.0.0.1:8600", type = "SRV", within = "1s" }
+
+[[group]]
+name = "scraped"
+floor = 1
+expected = 4
+members = { name = "scraped" }
+
+[group.ready]
+prometheus = "http://127.0.0.1:9090"
+query = "sum(up{job='checkout'})"
+fresh = "up{job='checkout'}"
+max_age = "30s"
+within = "1s"
+
+[[group]]
 name = "idle"
 floor = 0
 members = { name = "idle" }
@@ -82,7 +121,9 @@ fn every_experiment_of_the_library_is_valid() {
 
 #[test]
 fn the_template_is_a_valid_policy_that_is_leashed() {
-    let policy = document::policy(TEMPLATE_POLICY, "vervet.toml").unwrap();
+    let mut policy = document::policy(TEMPLATE_POLICY, "vervet.toml").unwrap();
+    assert!(policy.schedules.iter().all(|schedule| schedule.leashed), "{:?}", policy.schedules);
+    policy.schedules.clear();
     let empty = document::policy("", "vervet.toml").unwrap();
     assert!(policy.leashed);
     assert_eq!(policy, empty, "what the template does not comment out are the defaults");
@@ -101,7 +142,7 @@ fn the_examples_in_the_template_are_valid() {
         Ok(policy) => policy,
         Err(errors) => panic!("{}", errors.render(&text, false)),
     };
-    assert_eq!((policy.groups.len(), policy.freezes.len(), policy.api.tokens.len()), (1, 1, 1));
+    assert_eq!((policy.groups.len(), policy.freezes.len(), policy.schedules.len()), (1, 4, 2));
     let defaults = document::policy("", "vervet.toml").unwrap();
     assert_eq!(policy.limits, defaults.limits, "commented defaults are the defaults");
     assert_eq!(policy.network, defaults.network);
@@ -125,9 +166,21 @@ fn a_policy_is_read_whole() {
     assert_eq!((group.floor, group.expected), (4, Some(5)), "75% of 5, rounded up");
     assert_eq!(group.members.cgroup.as_deref(), Some("/system.slice/checkout.slice"));
     assert_eq!(group.members.user.as_deref(), Some("33"));
-    assert!(matches!(&group.ready, ReadySource::Http { status, .. } if *status == [200, 204]));
+    assert!(matches!(&group.ready, ReadySource::Http(ask) if ask.status == [200, 204]));
     assert_eq!(group.removal.at_once, 2);
-    let idle = &policy.groups[1];
+    let [counted, named, scraped] = [1, 2, 3].map(|at| &policy.groups[at].ready);
+    let ReadySource::HttpCount { ask, count, total } = counted else { panic!("{counted:?}") };
+    assert_eq!((count.as_str(), total.as_deref()), ("/replicas/ready", Some("/replicas/total")));
+    assert_eq!(
+        (ask.headers["Host"].as_str(), ask.answer["Cache-Control"].as_str()),
+        ("shop.test", "no-store")
+    );
+    assert_eq!(ask.json.len(), 2);
+    let ReadySource::Dns(question) = named else { panic!("{named:?}") };
+    assert_eq!(question.server, Some("127.0.0.1:8600".parse().unwrap()));
+    let ReadySource::Prometheus { server, query } = scraped else { panic!("{scraped:?}") };
+    assert_eq!((server.max_age, query.as_str()), (Duration::from_secs(30), "sum(up{job='checkout'})"));
+    let idle = &policy.groups[4];
     assert_eq!((idle.floor, idle.poll), (0, Duration::from_millis(250)));
     assert!(matches!(idle.ready, ReadySource::Tcp { port: None, .. }));
 }
@@ -135,9 +188,9 @@ fn a_policy_is_read_whole() {
 #[test]
 fn an_ambiguous_hour_makes_a_freeze_longer() {
     let policy = document::policy(POLICY, "vervet.toml").unwrap();
-    let freeze = &policy.freezes[0];
-    assert_eq!(freeze.from.to_string(), "2026-11-01T05:30:00Z", "01:30 in summer time");
-    assert_eq!(freeze.until.to_string(), "2026-11-01T06:30:01Z", "01:30:01 in winter time");
+    let When::Dates { from, until, .. } = &policy.freezes[0].when else { panic!("{policy:?}") };
+    assert_eq!(from.to_string(), "2026-11-01T05:30:00Z", "01:30 in summer time");
+    assert_eq!(until.to_string(), "2026-11-01T06:30:01Z", "01:30:01 in winter time");
 }
 
 #[test]

@@ -37,7 +37,9 @@ fn live(part: u64) {
         {
             assert!(count > lives / 10, "few {what}: {sum:?}");
         }
-        for (what, count) in [("units stopped", sum.jobs), ("units frozen", sum.freezes)] {
+        for (what, count) in
+            [("units stopped", sum.jobs), ("units frozen", sum.freezes), ("drains", sum.drains)]
+        {
             assert!(count > lives / 50, "few {what}: {sum:?}");
         }
         for verdict in ["Passed", "Failed", "Refused", "Aborted", "Inconclusive"] {
@@ -52,6 +54,7 @@ fn add(sum: &mut Tally, one: &Tally) {
     sum.signals += one.signals;
     sum.jobs += one.jobs;
     sum.freezes += one.freezes;
+    sum.drains += one.drains;
     sum.crashes += one.crashes;
     sum.deaths += one.deaths;
     for (into, from) in [(&mut sum.verdicts, &one.verdicts), (&mut sum.reasons, &one.reasons)] {

@@ -17,9 +17,9 @@ use uuid::Uuid;
 use vervet::{
     config::{ApiPolicy, GroupPolicy, NetworkPolicy, Policy, ReadySource, Removal},
     experiment::{
-        Check, Connections, DelayEngine, Distribution, Escalation, Excess, Existing, Experiment,
-        FaultSpec, Kill, Latency, Order, Pause, Percent, Pick, Probe, ProcessSelector, ProcessTarget,
-        Signal, Start as When, Step, Traffic, UnitAction, UnitFault,
+        Check, Connections, DelayEngine, Distribution, Drain, Escalation, Excess, Existing, Experiment,
+        FaultSpec, Kill, Late, Latency, Order, Pause, Percent, Pick, Probe, ProcessSelector,
+        ProcessTarget, Signal, Start as When, Step, Traffic, UnitAction, UnitFault,
     },
     fault::{
         Prepared, Target,
@@ -27,6 +27,7 @@ use vervet::{
     },
     host::{
         FaultId, Headroom, Host, ProcessId, Stock, UnitVerb,
+        haproxy::Pool,
         sim::{SimHost, Snapshot, Spawn, Verb},
     },
     journal::{self, Ledger as _, recovery},
@@ -68,6 +69,7 @@ pub struct Tally {
     /// Units stopped or restarted, and cgroups frozen.
     pub jobs: u64,
     pub freezes: u64,
+    pub drains: u64,
     pub crashes: u64,
     pub deaths: u64,
     pub reasons: BTreeMap<String, u64>,
@@ -89,6 +91,8 @@ enum Thing {
     Well(ProcessId),
     Death,
     Disk(bool),
+    /// The load balancer is started anew.
+    Balancer,
     Crash,
     NewRun,
     Abort,
@@ -152,6 +156,7 @@ pub struct World {
     seen_signals: usize,
     seen_jobs: usize,
     seen_freezes: usize,
+    seen_drains: usize,
     /// Removals as the host saw them: vervet's signals, and deaths of others' doing.
     removals: Vec<(Moment, String)>,
     doomed: BTreeSet<ProcessId>,
@@ -202,6 +207,11 @@ impl World {
                     linger: if checkout { linger } else { Duration::ZERO },
                     ..Spawn::default()
                 };
+                if kind == KINDS[0] {
+                    let finishes = rng.random_bool(0.8);
+                    let finishes = finishes.then(|| Duration::from_millis(rng.random_range(0..1500)));
+                    host.add_server(&format!("s{at}"), 8000 + at, finishes);
+                }
                 if managed {
                     // What others end comes back, so that only a job leaves a unit down.
                     let respawn = like.respawn.or(Some(Duration::from_millis(500)));
@@ -241,6 +251,7 @@ impl World {
             seen_signals: 0,
             seen_jobs: 0,
             seen_freezes: 0,
+            seen_drains: 0,
             removals: Vec::new(),
             doomed: BTreeSet::new(),
             taken: BTreeSet::new(),
@@ -267,6 +278,10 @@ impl World {
             let at = self.rng.random_range(600..6000);
             let at_us = at * 1000 + self.draw(0, 1000);
             self.after_us(at_us, Thing::Crash);
+        }
+        if self.rng.random_bool(0.1) {
+            let at = self.rng.random_range(600..6000);
+            self.after(at, Thing::Balancer);
         }
         if self.mischief.full_disk {
             let at = self.rng.random_range(0..4000);
@@ -320,6 +335,7 @@ impl World {
             Thing::Death => self.misfortune(),
             Thing::Ill(id) => self.host.set_ready(id, false),
             Thing::Well(id) => self.host.set_ready(id, true),
+            Thing::Balancer => self.host.restart_balancer(),
             Thing::Disk(full) => *self.ledger.full.borrow_mut() = full,
             Thing::Crash => self.crash(),
             Thing::NewRun => self.new_run(),
@@ -338,7 +354,7 @@ impl World {
         for effect in self.engine.handle(event, now) {
             self.perform(effect);
         }
-        if let Some(at) = self.engine.next_wake() {
+        if let Some(at) = self.engine.next_wake(self.clock()) {
             self.at(at.max(self.now), Thing::Wake);
         }
     }
@@ -368,7 +384,7 @@ impl World {
             Effect::PersistHalt { reason } => {
                 self.promise(false, &format!("the self-test holds: {reason}"));
             }
-            Effect::Planned { .. } => {}
+            Effect::Planned { .. } | Effect::Remember(_) | Effect::Slot(_) | Effect::Launch { .. } => {}
             Effect::Forbid(run) => self.hands.forbid(run),
             effect => {
                 let took = self.rng.random_range(20..3_000_u64);
@@ -398,6 +414,10 @@ impl World {
                 vec![self.hands.prepare(&policy, run, step, &spec, &target, fault, seed)]
             }
             Effect::Commit(intent) => vec![self.commit(*intent)],
+            Effect::Drain { run, step, prepared, begin } => {
+                self.intended(&prepared.fault);
+                vec![self.hands.drain(run, step, &prepared, begin)]
+            }
             Effect::Inject { run, step, prepared, deadline } => {
                 self.intended(&prepared.fault);
                 vec![self.hands.inject(run, step, &prepared, deadline, self.now)]
@@ -570,6 +590,7 @@ impl World {
             seed,
             plan: None,
             caller: "simulation".to_owned(),
+            leashed: false,
         };
         self.runs.push(run);
         self.tally.runs += 1;
@@ -601,7 +622,10 @@ impl World {
         // Nobody of vervet is there.
         let pause = Duration::from_millis(self.rng.random_range(0..4000));
         self.queue.retain(|entry| {
-            matches!(entry.thing, Thing::Death | Thing::Ill(_) | Thing::Well(_) | Thing::Disk(_))
+            matches!(
+                entry.thing,
+                Thing::Death | Thing::Ill(_) | Thing::Well(_) | Thing::Disk(_) | Thing::Balancer
+            )
         });
         self.now = self.now.plus(pause);
         self.host.advance(self.now);
@@ -732,6 +756,39 @@ impl World {
             self.check_removal_of_unit(unit);
         }
         self.seen_freezes = freezes.len();
+        let drains = self.host.drains();
+        for server in drains[self.seen_drains..].iter().cloned() {
+            self.tally.drains += 1;
+            self.check_drain(&server);
+        }
+        self.seen_drains = drains.len();
+    }
+
+    /// Who gets no requests is no capacity: the drain is the removal, and the kill that follows is not
+    /// another one.
+    fn check_drain(&mut self, server: &str) {
+        let named = std::cell::RefCell::new(None);
+        let port: u16 = 8000 + server.trim_start_matches('s').parse::<u16>().unwrap();
+        let _ = self.ledger.any_intent(|intent| {
+            let undrain =
+                |item: &Restore| matches!(item, Restore::Undrain { server: s, .. } if s == server);
+            if let Target::Processes { processes } = &intent.prepared.target
+                && intent.prepared.undo.restores.iter().any(undrain)
+            {
+                // The last one counts.
+                let victim = processes.iter().find(|p| p.listens.contains(&port)).map(|p| p.id);
+                named.replace(Some((intent.fault().clone(), victim)));
+            }
+            false
+        });
+        let named = named.into_inner();
+        self.promise(named.is_some(), &format!("the drain of {server} was named in a durable intent"));
+        if let Some((fault, Some(victim))) = named
+            && self.host.lives(victim)
+            && self.taken.insert((fault, victim))
+        {
+            self.check_removal(0);
+        }
     }
 
     /// A unit that had lost its main process before was no instance any more.
@@ -918,6 +975,7 @@ fn facts(host: &SimHost) -> HostFacts {
         kernel: "sim".to_owned(),
         version: "0".to_owned(),
         started_at: Timestamp::UNIX_EPOCH,
+        seed: 1,
         abilities: host.abilities(),
     }
 }
@@ -944,6 +1002,8 @@ fn policy(rng: &mut ChaCha12Rng, units: bool) -> Policy {
                 at_once: rng.random_range(1..3),
                 every: Duration::from_millis(rng.random_range(500..8000)),
             },
+            monkey: false,
+            spare: Vec::new(),
         })
         .collect();
     let mut limits = limiter::default_limits();
@@ -963,6 +1023,7 @@ fn policy(rng: &mut ChaCha12Rng, units: bool) -> Policy {
         network: NetworkPolicy { mark_mask: 0xff00_0000 },
         groups,
         freezes: Vec::new(),
+        schedules: Vec::new(),
     }
 }
 
@@ -1045,6 +1106,11 @@ fn fault(rng: &mut ChaCha12Rng, group: usize) -> FaultSpec {
             then: rng.random_bool(0.3).then(|| Escalation {
                 signal: Signal::KILL,
                 after: Duration::from_millis(rng.random_range(10..1000)),
+            }),
+            drain: rng.random_bool(0.4).then(|| Drain {
+                pool: Pool { haproxy: "/sim".to_owned(), backend: "checkout".to_owned() },
+                within: Duration::from_millis(rng.random_range(50..3000)),
+                late: if rng.random_bool(0.5) { Late::Spare } else { Late::Kill },
             }),
         }),
         2 => FaultSpec::Latency(Latency {

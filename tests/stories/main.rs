@@ -20,6 +20,7 @@ mod neighbours;
 mod pause;
 mod policy;
 mod repeat;
+mod schedule;
 mod trouble;
 mod units;
 mod verdict;

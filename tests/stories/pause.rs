@@ -14,7 +14,7 @@ use crate::{
     worker::Worker,
 };
 
-fn pause_step(duration: &str) -> String {
+pub fn pause_step(duration: &str) -> String {
     format!(
         "[[step]]\nname = \"hang\"\nfault = \"pause\"\ntarget = {{ group = \"shop\", pick = 1 }}\n\
          duration = \"{duration}\"\n"

@@ -76,7 +76,8 @@ pub async fn release(
     Ok(Json(Released { released }))
 }
 
-fn reason(body: &Received) -> Result<String, Problem> {
+/// The reason in a body, or that there is none.
+pub(super) fn reason(body: &Received) -> Result<String, Problem> {
     // In an emergency nobody should be sent back for a form.
     if body.bytes.is_empty() {
         return Ok("no reason given".to_owned());

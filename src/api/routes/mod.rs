@@ -16,6 +16,7 @@ use uuid::Uuid;
 
 use super::{app::App, error::Problem, gate, openapi};
 
+mod calendar;
 mod events;
 mod experiments;
 mod halt;
@@ -47,6 +48,9 @@ fn documented() -> (Router<Arc<App>>, utoipa::openapi::OpenApi) {
         .routes(routes!(experiments::list))
         .routes(routes!(experiments::one))
         .routes(routes!(experiments::one_in_folder))
+        .routes(routes!(calendar::list))
+        .routes(routes!(calendar::pause, calendar::resume))
+        .routes(routes!(calendar::show))
         .routes(routes!(runs::plan))
         .routes(routes!(runs::start, runs::list))
         .routes(routes!(runs::one, runs::abort))

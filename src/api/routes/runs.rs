@@ -114,7 +114,8 @@ pub async fn start(
     let asked = ask(&app, &params, body).await?;
     let (keyed, since) = (idempotency.is_some(), Timestamp::now());
     let Asked { experiment, seed, plan } = asked;
-    let request = StartRequest { experiment, seed, plan, caller: caller.name, idempotency };
+    let request =
+        StartRequest { experiment, seed, plan, caller: caller.name, idempotency, leashed: false };
     let run = app.handle.start(request).await?;
     let location = format!("/v1/runs/{}", run.id);
     let replayed = keyed && run.created_at < since;

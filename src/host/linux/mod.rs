@@ -4,6 +4,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
     path::Path,
     sync::Arc,
     time::Duration,
@@ -16,12 +17,14 @@ use crate::{
     host::{
         Ability, Candidate, Delivery, Freezer, Headroom, Host, HostError, Instance, NetCounters,
         NetPlan, NetSpec, ProcessId, ProcessState, Unit, UnitDetail, UnitVerb, container,
+        haproxy::{Aside, Pool, Server},
     },
 };
 
 pub mod cgroup;
 pub mod clock;
 pub mod exits;
+pub mod haproxy;
 pub mod headroom;
 pub mod net;
 pub mod privileges;
@@ -228,6 +231,22 @@ impl Host for LinuxHost {
         self.cgroups.freeze(cgroup, id)
     }
 
+    fn listens(&self, process: ProcessId) -> Result<Vec<SocketAddr>, HostError> {
+        self.processes.listens(process)
+    }
+
+    fn servers(&self, pool: &Pool) -> Result<Vec<(Server, Aside)>, HostError> {
+        haproxy::servers_aside(pool)
+    }
+
+    fn may_drain(&self, pool: &Pool) -> Result<(), HostError> {
+        haproxy::may_drain(pool)
+    }
+
+    fn drain(&self, pool: &Pool, server: &str) -> Result<(), HostError> {
+        haproxy::drain(pool, server)
+    }
+
     fn boot(&self) -> Result<String, HostError> {
         let read = std::fs::read_to_string("/proc/sys/kernel/random/boot_id");
         read.map(|text| text.trim().to_owned()).map_err(|error| HostError::Kernel {
@@ -238,7 +257,13 @@ impl Host for LinuxHost {
 
     fn restore(&self, items: &[Restore]) -> Vec<Result<(), HostError>> {
         let of_net = |item: &&Restore| {
-            !matches!(item, Restore::Continue { .. } | Restore::Thaw { .. } | Restore::Start { .. })
+            !matches!(
+                item,
+                Restore::Continue { .. }
+                    | Restore::Thaw { .. }
+                    | Restore::Start { .. }
+                    | Restore::Undrain { .. }
+            )
         };
         let net: Vec<Restore> = items.iter().filter(of_net).cloned().collect();
         let mut net = self.net.restore(&net).into_iter();
@@ -250,11 +275,12 @@ impl Host for LinuxHost {
                 Restore::Thaw { cgroup, id, boot } if self.boot()? == *boot => {
                     self.cgroups.thaw(cgroup, *id)
                 }
-                Restore::Thaw { .. } | Restore::Start { .. } => Ok(()),
+                Restore::Thaw { .. } | Restore::Start { .. } | Restore::Undrain { .. } => Ok(()),
                 _ => net.next().unwrap_or(Ok(())),
             })
             .collect();
         self.start_units(items, &mut done);
+        haproxy::undrain_all(items, &mut done);
         done
     }
 

@@ -6,6 +6,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
     path::Path,
     sync::{Mutex, MutexGuard, PoisonError},
 };
@@ -185,6 +186,28 @@ impl Processes {
     /// When the process table cannot be read.
     pub fn listening_on(&self, port: u16) -> Result<Vec<Candidate>, HostError> {
         self.find(&ProcessSelector { listen: Some(port), ..ProcessSelector::default() }, &[])
+    }
+
+    /// Where exactly this process listens on TCP.
+    ///
+    /// # Errors
+    /// When it is gone, its sockets cannot be read, or they are in another network namespace.
+    pub fn listens(&self, id: ProcessId) -> Result<Vec<SocketAddr>, HostError> {
+        let doing = || format!("read where process {} listens", id.pid);
+        let place = self.proc.by_pid(id.pid);
+        let listens = Namespaces::default().listens(&self.proc, place, None);
+        // Asked after what was read of it: had the pid been another's meanwhile, it would not be there.
+        if self.state(id)? == ProcessState::Gone {
+            return Err(HostError::NotFound(format!("process {} has ended", id.pid)));
+        }
+        let listens = listens.map_err(|error| kernel(doing(), error))?;
+        if listens.elsewhere {
+            return Err(HostError::Unavailable(format!(
+                "process {} is in another network namespace, whose addresses cannot be told from here",
+                id.pid
+            )));
+        }
+        Ok(listens.addresses)
     }
 
     /// Whether the process is there.

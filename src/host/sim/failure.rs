@@ -24,10 +24,11 @@ pub enum Verb {
     UnitJob,
     Freezer,
     Freeze,
+    Balancer,
 }
 
 impl Verb {
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::Find,
         Self::State,
         Self::Signal,
@@ -42,6 +43,7 @@ impl Verb {
         Self::UnitJob,
         Self::Freezer,
         Self::Freeze,
+        Self::Balancer,
     ];
 }
 

@@ -7,6 +7,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
     sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -18,16 +19,19 @@ use crate::{
     host::{
         Ability, Candidate, Delivery, FaultId, Freezer, Headroom, Host, HostError, Instance, Member,
         NetCounters, NetPlan, NetSpec, ProcessId, ProcessState, Stock, Unit, UnitDetail, UnitVerb,
+        haproxy::{Aside, Pool, Server},
     },
     policy::{capacity::Reading, time::Moment},
 };
 
+mod balancer;
 mod failure;
 mod network;
 mod plan;
 mod process;
 mod units;
 
+use balancer::Balancer;
 use failure::Failures;
 pub use failure::{Trouble, Verb};
 use network::Network;
@@ -50,6 +54,7 @@ struct World {
     now: Moment,
     processes: Processes,
     units: Units,
+    balancer: Balancer,
     network: Network,
     failures: Failures,
     headroom: Headroom,
@@ -67,6 +72,8 @@ pub struct Snapshot {
     pub frozen: BTreeSet<String>,
     /// Units in which nothing runs, and nothing is about to.
     pub down: BTreeSet<String>,
+    /// Servers of the load balancer that drain.
+    pub draining: BTreeSet<String>,
 }
 
 impl SimHost {
@@ -78,6 +85,7 @@ impl SimHost {
             now: Moment(1_000_000_000_000),
             processes: Processes::new(),
             units: Units::default(),
+            balancer: Balancer::default(),
             network: Network::new(),
             failures: Failures::new(seed),
             headroom: roomy(),
@@ -121,6 +129,23 @@ impl SimHost {
         let now = world.now;
         let World { units, processes, .. } = &mut *world;
         units.add(name, like, processes, now)
+    }
+
+    /// The load balancer has a server for this port of the host. Its sessions end so long after it
+    /// began to drain; `None`: never.
+    pub fn add_server(&self, name: &str, port: u16, finishes: Option<Duration>) {
+        self.world().balancer.add(name, port, finishes);
+    }
+
+    /// Somebody else starts the load balancer anew: it forgets what it was told.
+    pub fn restart_balancer(&self) {
+        self.world().balancer.forget();
+    }
+
+    /// Servers that were drained, in order.
+    #[must_use]
+    pub fn drains(&self) -> Vec<String> {
+        self.world().balancer.drains.clone()
     }
 
     /// Systemd stops `other` whenever it stops `unit`.
@@ -172,7 +197,8 @@ impl SimHost {
         let members: Vec<Member> = found
             .into_iter()
             .map(|candidate| {
-                let frozen = world.units.is_frozen(&candidate.cgroup, &world.processes);
+                let frozen = world.units.is_frozen(&candidate.cgroup, &world.processes)
+                    || world.balancer.drains_any_of(&candidate.listens);
                 let ready =
                     world.processes.get(candidate.id).is_some_and(|process| {
                         process.ready && !process.stopped && process.ready_at <= now
@@ -196,7 +222,8 @@ impl SimHost {
         let world = self.world();
         let leads = |process: &&process::Process| {
             let led = world.processes.led_by.contains_key(&process.candidate.id);
-            let frozen = world.units.is_frozen(&process.candidate.cgroup, &world.processes);
+            let frozen = world.units.is_frozen(&process.candidate.cgroup, &world.processes)
+                || world.balancer.drains_any_of(&process.candidate.listens);
             process.candidate.name == name && !led && !process.stopped && !frozen
         };
         let leaders = world.processes.all().filter(leads);
@@ -275,6 +302,7 @@ impl SimHost {
             stopped: stopped.map(|process| process.candidate.id).collect(),
             frozen: world.units.frozen(&world.processes),
             down: world.units.down(&world.processes),
+            draining: world.balancer.draining().cloned().collect(),
         }
     }
 
@@ -414,6 +442,27 @@ impl Host for SimHost {
         Ok(())
     }
 
+    fn listens(&self, process: ProcessId) -> Result<Vec<SocketAddr>, HostError> {
+        let mut world = self.world();
+        world.failures.check(Verb::State, "read its sockets")?;
+        let process = world.processes.get(process);
+        let ports = process.map(|process| process.candidate.listens.clone()).unwrap_or_default();
+        Ok(ports.into_iter().map(|port| SocketAddr::from(([127, 0, 0, 1], port))).collect())
+    }
+
+    fn servers(&self, _: &Pool) -> Result<Vec<(Server, Aside)>, HostError> {
+        let mut world = self.world();
+        world.failures.check(Verb::Balancer, "ask the load balancer")?;
+        Ok(world.balancer.servers(world.now))
+    }
+
+    fn drain(&self, _: &Pool, server: &str) -> Result<(), HostError> {
+        let mut world = self.world();
+        world.failures.check(Verb::Balancer, "drain the server")?;
+        let now = world.now;
+        world.balancer.drain(server, now)
+    }
+
     fn boot(&self) -> Result<String, HostError> {
         Ok(BOOT.to_owned())
     }
@@ -423,8 +472,12 @@ impl Host for SimHost {
         let restore_one = |item: &Restore| {
             world.failures.check(Verb::Restore, "put it back")?;
             let now = world.now;
-            let World { units, processes, network, .. } = &mut *world;
+            let World { units, processes, network, balancer, .. } = &mut *world;
             match item {
+                Restore::Undrain { server, .. } => {
+                    balancer.undrain(server);
+                    Ok(())
+                }
                 Restore::Continue { process } => {
                     if let Some(process) = processes.get_mut(*process) {
                         process.stopped = false;

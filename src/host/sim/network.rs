@@ -265,7 +265,8 @@ fn object(item: &Restore) -> Option<Object> {
         Restore::Sysctl { .. }
         | Restore::Continue { .. }
         | Restore::Thaw { .. }
-        | Restore::Start { .. } => None,
+        | Restore::Start { .. }
+        | Restore::Undrain { .. } => None,
     }
 }
 

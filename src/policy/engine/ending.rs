@@ -68,7 +68,10 @@ impl Engine {
                 StepPhase::Pending | StepPhase::Resolving | StepPhase::Waiting { .. } => {
                     self.skip(id, step);
                 }
-                StepPhase::InForce { .. } | StepPhase::Watching { .. } | StepPhase::Closing { .. } => {
+                StepPhase::Draining { ask_at: Some(_), .. }
+                | StepPhase::InForce { .. }
+                | StepPhase::Watching { .. }
+                | StepPhase::Closing { .. } => {
                     self.revert_step(id, step, now, out);
                 }
                 // On its way to an injection: ends when the answer to what it waits for is there.

@@ -10,7 +10,13 @@ use crate::{
     experiment::{Experiment, FaultSpec, GroupName, Probe, Signal},
     fault::{Effect as Measured, Injection, Lease, Prepared, Target},
     host::{FaultId, Headroom, HostError, ProcessId},
-    policy::{capacity::Reading, plan::Resolution, reason::Reason, time::Moment},
+    policy::{
+        calendar::{Memory, Pause, Sight, Slot},
+        capacity::Reading,
+        plan::Resolution,
+        reason::Reason,
+        time::Moment,
+    },
     view::{EventView, PlanView, RunView},
 };
 
@@ -77,6 +83,12 @@ pub enum Event {
         step: usize,
         result: Result<(), NotDurable>,
     },
+    /// The victims of a kill get no new requests; so many sessions they still have.
+    Drained {
+        run: Uuid,
+        step: usize,
+        result: Result<u32, HostError>,
+    },
     Injected {
         run: Uuid,
         step: usize,
@@ -97,6 +109,22 @@ pub enum Event {
         run: Uuid,
         step: usize,
         result: Result<(), Vec<String>>,
+    },
+    /// What a freeze goes by was looked at.
+    Seen {
+        freeze: String,
+        sight: Sight,
+    },
+    /// Somebody pauses a schedule, or resumes it.
+    Pause {
+        schedule: String,
+        pause: Option<Pause>,
+    },
+    /// What came of a launch: the run, or why there is none.
+    Launched {
+        schedule: String,
+        slot: Timestamp,
+        result: Result<Uuid, String>,
     },
     /// So many faults of a former agent are still not reverted.
     Inherited {
@@ -122,6 +150,8 @@ pub struct Start {
     /// The digest of the plan that it must follow.
     pub plan: Option<String>,
     pub caller: String,
+    /// Decide and touch nothing, even where the host is unleashed.
+    pub leashed: bool,
 }
 
 /// What a resolution is for.
@@ -151,6 +181,14 @@ pub enum Effect {
     },
     /// Make the undo durable, and let the warden hold it. Answer: `Committed`.
     Commit(Box<Intent>),
+    /// Take the victims of a kill out of the rotation (`begin`), and ask what they still do. Answer:
+    /// `Drained`.
+    Drain {
+        run: Uuid,
+        step: usize,
+        prepared: Arc<Prepared>,
+        begin: bool,
+    },
     /// Answer: `Injected`.
     Inject {
         run: Uuid,
@@ -201,6 +239,18 @@ pub enum Effect {
     PersistHalt {
         reason: String,
     },
+    /// The time of a schedule has come: begin a run of this experiment of the library. Answer: `Launched`.
+    Launch {
+        schedule: String,
+        slot: Timestamp,
+        experiment: String,
+        seed: u64,
+        leashed: bool,
+    },
+    /// Make durable what must be known of schedules after a restart.
+    Remember(Box<Memory>),
+    /// Tell what became of a schedule's slot.
+    Slot(Slot),
     /// Answer to a plan.
     Planned {
         ticket: u64,

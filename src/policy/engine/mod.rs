@@ -16,7 +16,7 @@ use crate::{
     experiment::{Experiment, GroupName},
     host::{Ability, Headroom},
     policy::{
-        calendar,
+        calendar::{Agenda, Frozen, Memory},
         capacity::{Charge, Group},
         limiter::{Knowledge, WorstCase},
         reason::Reason,
@@ -25,10 +25,12 @@ use crate::{
     view::{AbortedBy, EventView, HaltView, RunView},
 };
 
+mod drain;
 mod ending;
 pub mod event;
 mod preflight;
 pub mod run;
+mod schedules;
 mod snapshot;
 mod steps;
 mod watch;
@@ -50,6 +52,8 @@ pub struct HostFacts {
     pub version: String,
     pub started_at: Timestamp,
     pub abilities: Vec<Ability>,
+    /// A number of this host's own, always the same: what schedules without a seed draw from.
+    pub seed: u64,
 }
 
 /// All that is known and under way on this host.
@@ -70,6 +74,10 @@ pub struct Engine {
     plans: BTreeMap<u64, Planning>,
     views: BTreeMap<Uuid, Arc<RunView>>,
     next_renewal: Option<Moment>,
+    /// Shared with readers: replaced when it changes.
+    agenda: Arc<Agenda>,
+    /// The slot of a schedule whose run is being begun.
+    launching: Option<(String, Timestamp)>,
 }
 
 #[derive(Debug)]
@@ -86,7 +94,10 @@ impl Engine {
     pub fn new(policy: Arc<Policy>, facts: HostFacts, halted: Option<HaltView>) -> Self {
         let groups =
             policy.groups.iter().map(|group| (group.name.clone(), Group::new(group.clone()))).collect();
+        let agenda = Agenda::new(&policy, facts.seed, Ok(Memory::default()), facts.started_at);
         Self {
+            agenda: Arc::new(agenda),
+            launching: None,
             policy,
             facts,
             groups,
@@ -125,6 +136,11 @@ impl Engine {
         self.inherited_stuck = faults;
     }
 
+    /// Takes over what a former agent knew of schedules, or why that cannot be read.
+    pub fn inherit_schedules(&mut self, memory: Result<Memory, String>, now: Timestamp) {
+        self.agenda = Arc::new(Agenda::new(&self.policy, self.facts.seed, memory, now));
+    }
+
     /// Takes one event in and says what is to be done about it.
     #[must_use]
     pub fn handle(&mut self, event: Event, now: Now) -> Vec<Effect> {
@@ -136,7 +152,7 @@ impl Engine {
     fn dispatch(&mut self, event: Event, now: Now, out: &mut Effects) {
         match event {
             Event::Start(start) => self.start(*start, now, out),
-            Event::Plan { ticket, experiment, seed } => self.plan(ticket, experiment, seed, out),
+            Event::Plan { ticket, experiment, seed } => self.plan(ticket, &experiment, seed, out),
             Event::Abort { run, caller } => self.abort(run, &caller, now, out),
             Event::Halt { reason, caller, since, durable } => {
                 self.halt(HaltView { reason, by: caller, since, durable }, now, out);
@@ -154,10 +170,14 @@ impl Engine {
             Event::Resolved { job, results } => self.on_resolved(job, results, now, out),
             Event::Prepared { run, step, result } => self.on_prepared(run, step, result, now, out),
             Event::Committed { run, step, result } => self.on_committed(run, step, result, now, out),
+            Event::Drained { run, step, result } => self.on_drained(run, step, result, now, out),
             Event::Injected { run, step, result } => self.on_injected(run, step, result, now, out),
             Event::Measured { run, step, result } => self.on_measured(run, step, result, now, out),
             Event::Lapsed { run, step, error } => self.on_lapsed(run, step, error, now, out),
             Event::Reverted { run, step, result } => self.on_reverted(run, step, result, now, out),
+            Event::Seen { freeze, sight } => Arc::make_mut(&mut self.agenda).see(freeze, sight),
+            Event::Pause { schedule, pause } => self.pause_schedule(&schedule, pause, out),
+            Event::Launched { schedule, slot, result } => self.launched(schedule, slot, result, out),
             Event::Inherited { stuck } => self.inherited_stuck = stuck,
             Event::Tick => {}
         }
@@ -166,7 +186,7 @@ impl Engine {
 
     /// When the engine wants a `Tick` at the latest, if nothing else happens.
     #[must_use]
-    pub fn next_wake(&self) -> Option<Moment> {
+    pub fn next_wake(&self, now: Now) -> Option<Moment> {
         let specs = self.runs.values().flat_map(|run| run.steps.iter().zip(&run.experiment.steps));
         let steps = specs.filter_map(|(step, spec)| match step.phase {
             StepPhase::Waiting { until } => Some(until),
@@ -175,6 +195,7 @@ impl Engine {
                 Some(escalate_at.map_or(closing, |at| at.min(closing)))
             }
             StepPhase::Watching { deadline } | StepPhase::Closing { deadline } => Some(deadline),
+            StepPhase::Draining { ask_at, .. } => ask_at,
             StepPhase::Reverting { retry_at, .. } => retry_at,
             _ => None,
         });
@@ -189,7 +210,11 @@ impl Engine {
             .iter()
             .filter(|(name, _)| active().any(|run| watch::is_under_watch(run) && run.watches(name)))
             .filter_map(|(_, group)| group.overdue_at());
-        steps.chain(phases).chain(probes).chain(sight).chain(self.next_renewal).min()
+        let agenda = self.agenda.next_change(now.wall).map(|at| {
+            now.mono.plus(Duration::try_from(at.duration_since(now.wall)).unwrap_or_default())
+        });
+        let agenda = agenda.filter(|_| !self.stopping);
+        steps.chain(phases).chain(probes).chain(sight).chain(self.next_renewal).chain(agenda).min()
     }
 
     /// No fault is in force or about to be, those excepted whose revert is known to be stuck.
@@ -230,15 +255,15 @@ impl Engine {
     }
 
     /// What stands against everything just now.
-    fn against_all(&self, wall: Timestamp) -> Option<Reason> {
+    fn against_all(&self, now: Now) -> Option<Reason> {
         if let Some(halt) = &self.halted {
             return Some(Reason::Halted { since: halt.since, because: halt.reason.clone() });
         }
         if self.stopping {
             return Some(Reason::Stopping);
         }
-        if let Some(freeze) = calendar::frozen(&self.policy.freezes, wall) {
-            return Some(Reason::Frozen { freeze: freeze.name.clone(), until: freeze.until });
+        if let Some(reason) = self.frozen(now) {
+            return Some(reason);
         }
         if let Some(error) = &self.journal {
             return Some(Reason::JournalUnavailable { error: error.clone() });
@@ -247,9 +272,14 @@ impl Engine {
         (faults > 0).then_some(Reason::CleanupStuck { faults })
     }
 
+    fn frozen(&self, now: Now) -> Option<Reason> {
+        let Frozen { name, until, because } = self.agenda.frozen(now)?;
+        Some(Reason::Frozen { freeze: name, until, because })
+    }
+
     fn knowledge(&self, now: Now) -> Knowledge<'_> {
         Knowledge {
-            against_all: self.against_all(now.wall),
+            against_all: self.against_all(now),
             limits: &self.policy.limits,
             groups: &self.groups,
             headroom: self.fresh_headroom(now.mono),
@@ -280,6 +310,8 @@ impl Engine {
             };
             self.groups.insert(group.name.clone(), known);
         }
+        Arc::make_mut(&mut self.agenda).follow(&policy, now.wall);
+        self.remember(out);
         self.policy = Arc::new(policy);
         // Whoever looks for the engine begins anew: what runs needs must be asked for again.
         for run in self.runs.values().filter(|run| run.is_active() && run.stop.is_none()) {

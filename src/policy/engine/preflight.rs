@@ -11,6 +11,7 @@ use crate::{
     policy::{
         capacity::Charge,
         limiter::{self, Decision, Knowledge, Proposal, Touch},
+        monkey,
         plan::{self, Hit, Resolution},
         reason::{Reason, as_ms},
         time::{Moment, Now},
@@ -28,10 +29,13 @@ type Resolutions = Vec<(usize, Result<Resolution, HostError>)>;
 
 impl Engine {
     pub(super) fn start(&mut self, start: Start, now: Now, out: &mut Effects) {
-        let Start { run: id, experiment, seed, plan, caller } = start;
+        let Start { run: id, experiment, seed, plan, caller, leashed } = start;
+        let leashed = leashed || self.policy.leashed;
+        let drawn = monkey::draw(&experiment, &self.policy.groups, seed);
+        let experiment = drawn.as_ref().map_or(experiment, Arc::clone);
         let steps =
             (0..experiment.steps.len()).map(|step| StepRun::new(FaultId::new(id, step))).collect();
-        let refusal = self.refuse_run(now);
+        let refusal = self.refuse_run(now).or(drawn.err());
         self.runs.insert(
             id,
             Run {
@@ -42,7 +46,7 @@ impl Engine {
                 seed,
                 plan,
                 caller: caller.clone(),
-                leashed: self.policy.leashed,
+                leashed,
                 created_at: now.wall,
                 finished_at: None,
                 phase: Phase::Resolving,
@@ -53,7 +57,7 @@ impl Engine {
                 dirty: true,
             },
         );
-        let data = json!({ "caller": caller, "seed": seed, "leashed": self.policy.leashed });
+        let data = json!({ "caller": caller, "seed": seed, "leashed": leashed });
         self.log(id, None, "created", format!("{} (seed {seed})", experiment.title), data, now, out);
         if let Some(reason) = refusal {
             return self.refuse(id, reason, now, out);
@@ -77,10 +81,14 @@ impl Engine {
     pub(super) fn plan(
         &mut self,
         ticket: u64,
-        experiment: Arc<Experiment>,
+        experiment: &Arc<Experiment>,
         seed: u64,
         out: &mut Effects,
     ) {
+        let experiment = match monkey::draw(experiment, &self.policy.groups, seed) {
+            Ok(experiment) => experiment,
+            Err(why) => return out.push(Effect::Planned { ticket, result: Err(why) }),
+        };
         let steps = resolve_steps(&experiment, None, seed, 0..experiment.steps.len());
         self.plans.insert(ticket, Planning { experiment, seed });
         out.push(Effect::Resolve { job: Job::Plan(ticket), steps });
@@ -105,7 +113,7 @@ impl Engine {
 
     /// Reasons that keep a run from being looked at at all.
     fn refuse_run(&self, now: Now) -> Option<Reason> {
-        if let Some(reason) = self.against_all(now.wall) {
+        if let Some(reason) = self.against_all(now) {
             return Some(reason);
         }
         let running = self.runs.values().filter(|run| run.is_active()).count();

@@ -5,13 +5,14 @@
 //!            │            │           └────────── stop ──────────► Ending ───────▲
 //!            └────────────┴─ refused ────────────────────────────────────────────┘
 //!
-//! step   Pending ─► Resolving ─► (Waiting ─► Resolving)* ─► Preparing ─► Committing ─► Injecting
+//! step   Pending ─► Resolving ─► (Waiting ─► Resolving)* ─► Preparing ─► Committing ─► (Draining) ─► Injecting
 //!                                                                             │            │
 //!            Skipped ◄── stop before the injection ◄──────────────────────────┘            ▼
 //!            Done ◄── Reverting ◄── Closing (last measurement) ◄────────────────────── InForce
 //! ```
 //!
-//! A step that is `Injecting` is never interrupted: it becomes `InForce` or `Reverting`, then ends.
+//! A step that is `Injecting` is never interrupted: it becomes `InForce` or `Reverting`, then ends. One
+//! that is `Draining` is reverted as soon as the question that is under way is answered.
 
 use std::{collections::BTreeSet, sync::Arc};
 
@@ -90,6 +91,8 @@ pub struct StepRun {
     pub injection: Injection,
     /// Targets of a kill that are still there.
     pub alive: BTreeSet<ProcessId>,
+    /// It drains, and whether it will be killed is open.
+    pub spared: bool,
     pub effect: Option<Measured>,
     pub injected_at: Option<Timestamp>,
     pub deadline: Option<Timestamp>,
@@ -108,6 +111,17 @@ pub enum StepPhase {
     Preparing,
     Committing {
         deadline: Moment,
+    },
+    /// The victims of a kill are out of the rotation and finish what they have.
+    Draining {
+        /// The latest end of the step.
+        deadline: Moment,
+        /// When their time to finish is over.
+        until: Moment,
+        /// They are asked again then; `None`: a question is under way.
+        ask_at: Option<Moment>,
+        /// They had nothing to do when they were asked last.
+        idle: bool,
     },
     Injecting {
         deadline: Moment,
@@ -150,7 +164,8 @@ impl StepPhase {
     pub fn may_be_in_force(self) -> bool {
         matches!(
             self,
-            Self::Injecting { .. }
+            Self::Draining { .. }
+                | Self::Injecting { .. }
                 | Self::InForce { .. }
                 | Self::Watching { .. }
                 | Self::Closing { .. }
@@ -221,6 +236,7 @@ impl StepRun {
             prepared: None,
             injection: Injection::default(),
             alive: BTreeSet::new(),
+            spared: false,
             effect: None,
             injected_at: None,
             deadline: None,

@@ -6,7 +6,7 @@ use uuid::Uuid;
 
 use crate::{
     fault::Lease,
-    policy::{budget::Room, calendar, capacity::Group, plan, reason::as_ms, time::Now},
+    policy::{budget::Room, calendar::Frozen, capacity::Group, plan, reason::as_ms, time::Now},
     view::{
         AbilityView, BudgetView, Cleanup, FaultView, FreezeView, GroupView, HostView, MemberView,
         ProbeView, ReasonView, RunState, RunView, StepState, StepView,
@@ -27,7 +27,7 @@ impl Engine {
     #[must_use]
     pub fn host_view(&self, now: Now) -> HostView {
         let mut problems: Vec<ReasonView> = Vec::new();
-        if let Some(reason) = self.against_all(now.wall) {
+        if let Some(reason) = self.against_all(now) {
             problems.push(reason.view());
         }
         HostView {
@@ -37,8 +37,11 @@ impl Engine {
             started_at: self.facts.started_at,
             leashed: self.policy.leashed,
             halted: self.halted.clone(),
-            frozen: calendar::frozen(&self.policy.freezes, now.wall)
-                .map(|freeze| FreezeView { name: freeze.name.clone(), until: freeze.until }),
+            frozen: self.agenda.frozen(now).map(|Frozen { name, until, because }| FreezeView {
+                name,
+                until,
+                because,
+            }),
             problems,
             faults: self
                 .facts
@@ -243,7 +246,9 @@ fn step_state(step: &StepRun, now: Now) -> (StepState, Option<jiff::Timestamp>) 
         StepPhase::Pending => StepState::Pending,
         StepPhase::Resolving | StepPhase::Preparing => StepState::Preparing,
         StepPhase::Waiting { until } => return (StepState::Waiting, Some(wall(until, now))),
-        StepPhase::Committing { .. } | StepPhase::Injecting { .. } => StepState::Injecting,
+        StepPhase::Committing { .. } | StepPhase::Draining { .. } | StepPhase::Injecting { .. } => {
+            StepState::Injecting
+        }
         StepPhase::InForce { .. } | StepPhase::Watching { .. } | StepPhase::Closing { .. } => {
             StepState::InForce
         }

@@ -20,6 +20,7 @@ use crate::{
 
 use super::{
     Effect, Effects, Engine, Intent, Job, NotDurable, Outcome,
+    drain::{DRAIN_SLACK, drain_of},
     preflight::{charge_of, hit_of, propose, resolve_steps, wall},
     run::{Phase, STUCK_AFTER, StepPhase, StepRun, Stop},
 };
@@ -227,14 +228,16 @@ impl Engine {
             run.steps[step].prepared = Some(prepared);
             return self.revert_step(id, step, now, out);
         }
-        let deadline = now.mono.plus(time_in_force(run.spec(step)));
+        let drain = drain_of(run.spec(step)).map(|drain| drain.within.saturating_add(DRAIN_SLACK));
+        let in_force = time_in_force(run.spec(step));
+        let deadline = now.mono.plus(drain.unwrap_or_default().saturating_add(in_force));
         let state = &mut run.steps[step];
         state.prepared = Some(prepared.clone());
         state.phase = StepPhase::Committing { deadline };
         state.deadline = Some(wall(deadline, now));
         let charges =
             state.touches.iter().map(|touch| (touch.group.clone(), touch.charge())).collect::<Vec<_>>();
-        if let (Lease::None, Target::Processes { processes }) = (prepared.lease, &prepared.target) {
+        if let (true, Target::Processes { processes }) = (prepared.is_kill(), &prepared.target) {
             state.alive = processes.iter().map(|process| process.id).collect();
             out.push(Effect::WatchExits(state.alive.iter().copied().collect()));
         }
@@ -263,10 +266,17 @@ impl Engine {
         let state = &mut run.steps[step];
         if result.is_ok() && run.stop.is_none() && holds.is_ok() {
             if let Some(prepared) = state.prepared.clone() {
-                state.phase = StepPhase::Injecting { deadline };
                 run.began = true;
                 run.dirty = true;
-                out.push(Effect::Inject { run: id, step, prepared, deadline });
+                if let Some(drain) = drain_of(run.spec(step)) {
+                    let until = now.mono.plus(drain.within);
+                    run.steps[step].phase =
+                        StepPhase::Draining { deadline, until, ask_at: None, idle: false };
+                    out.push(Effect::Drain { run: id, step, prepared, begin: true });
+                } else {
+                    run.steps[step].phase = StepPhase::Injecting { deadline };
+                    out.push(Effect::Inject { run: id, step, prepared, deadline });
+                }
             }
             return;
         }
@@ -329,16 +339,26 @@ impl Engine {
                 }
             }
             Err(HostError::Stopped) => self.revert_step(id, step, now, out),
-            Err(error) => {
-                let error = error.to_string();
-                state.errors.push(error.clone());
-                let name = run.spec(step).name.clone();
-                self.log(id, Some(step), "injection_failed", error.clone(), json!({}), now, out);
-                let why = Reason::InjectionFailed { step: name, error };
-                self.stop(id, Stop { verdict: Verdict::Inconclusive, by: None, why }, now, out);
-                self.revert_step(id, step, now, out);
-            }
+            Err(error) => self.injection_failed(id, step, error.to_string(), now, out),
         }
+    }
+
+    /// A part of it may be on the host: it is undone at once, and the run is over.
+    pub(super) fn injection_failed(
+        &mut self,
+        id: Uuid,
+        step: usize,
+        error: String,
+        now: Now,
+        out: &mut Effects,
+    ) {
+        let Some(run) = self.runs.get_mut(&id) else { return };
+        run.steps[step].errors.push(error.clone());
+        let name = run.spec(step).name.clone();
+        self.log(id, Some(step), "injection_failed", error.clone(), json!({}), now, out);
+        let why = Reason::InjectionFailed { step: name, error };
+        self.stop(id, Stop { verdict: Verdict::Inconclusive, by: None, why }, now, out);
+        self.revert_step(id, step, now, out);
     }
 
     fn measure(&mut self, id: Uuid, step: usize, out: &mut Effects) {
@@ -372,10 +392,10 @@ impl Engine {
             Err(error) => state.errors.push(format!("measuring: {error}")),
         }
         let Some(state) = self.runs.get(&id).map(|run| &run.steps[step]) else { return };
-        let irreversible = state.prepared.as_ref().is_some_and(|prepared| prepared.lease == Lease::None);
+        let kill = state.prepared.as_ref().is_some_and(|prepared| prepared.is_kill());
         let proven = state.effect.as_ref().is_some_and(|effect| effect.proven);
         match state.phase {
-            StepPhase::InForce { .. } if irreversible && proven && !lasting => {
+            StepPhase::InForce { .. } if kill && proven && !lasting => {
                 let watch =
                     self.runs.get(&id).map(|run| time_to_ask(&run.experiment)).unwrap_or_default();
                 if watch.is_zero() {
@@ -385,7 +405,7 @@ impl Engine {
                     run.steps[step].phase = StepPhase::Watching { deadline: now.mono.plus(watch) };
                 }
             }
-            StepPhase::Closing { .. } if irreversible => self.end_step(id, step, now, out),
+            StepPhase::Closing { .. } if kill => self.revert_step(id, step, now, out),
             _ => {}
         }
     }
@@ -489,13 +509,19 @@ impl Engine {
         if real {
             out.push(Effect::Close { fault, outcome: Outcome::Reverted });
         }
+        let spared = run.steps[step].spared;
         let going = if told_to_end(&run.experiment.steps[step].fault) && real {
             run.steps[step].alive.clone()
         } else {
             BTreeSet::new()
         };
         for group in self.groups.values_mut() {
-            group.settle_charge(id, step, &going);
+            if spared {
+                // Back in the rotation, and nobody told it to end.
+                group.cancel_charge(id, step);
+            } else {
+                group.settle_charge(id, step, &going);
+            }
         }
         self.log(id, Some(step), "undone", "over, and undone".to_owned(), json!({}), now, out);
         if late {
@@ -530,6 +556,12 @@ impl Engine {
         let prepared = state.prepared.clone();
         match state.phase {
             StepPhase::Waiting { until } if until <= now.mono => self.resolve_step(id, step, out),
+            StepPhase::Draining { deadline, until, ask_at: Some(at), idle } if at <= now.mono => {
+                state.phase = StepPhase::Draining { deadline, until, ask_at: None, idle };
+                if let Some(prepared) = prepared {
+                    out.push(Effect::Drain { run: id, step, prepared, begin: false });
+                }
+            }
             StepPhase::InForce { deadline, escalate_at } => {
                 if let (Some(at), Some(prepared), FaultSpec::Kill(kill)) =
                     (escalate_at, prepared, &spec.fault)
@@ -639,7 +671,7 @@ fn time_to_ask(experiment: &Experiment) -> Duration {
 }
 
 /// How long a step is in force at most.
-fn time_in_force(step: &Step) -> Duration {
+pub(super) fn time_in_force(step: &Step) -> Duration {
     match &step.fault {
         FaultSpec::Kill(kill) => step.duration.unwrap_or_else(|| {
             kill.then.map(|then| then.after).unwrap_or_default().saturating_add(KILL_PATIENCE)

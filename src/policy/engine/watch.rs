@@ -7,7 +7,6 @@ use crate::{
     experiment::{Check, GroupName},
     host::{Headroom, ProcessId},
     policy::{
-        calendar,
         capacity::Reading,
         limiter::{self, WorstCase},
         reason::Reason,
@@ -121,13 +120,16 @@ impl Engine {
             self.recovery_on_time(id, now, out);
         }
         self.renew(now, out);
+        self.schedules_on_time(now, out);
     }
 
     fn freeze_runs(&mut self, now: Now, out: &mut Effects) {
-        let Some(freeze) = calendar::frozen(&self.policy.freezes, now.wall) else { return };
-        let why = Reason::Frozen { freeze: freeze.name.clone(), until: freeze.until };
         let active = self.runs.values().filter(|run| run.is_active() && run.stop.is_none());
         let ids: Vec<Uuid> = active.map(|run| run.id).collect();
+        if ids.is_empty() {
+            return;
+        }
+        let Some(why) = self.frozen(now) else { return };
         for id in ids {
             let by = Some(AbortedBy::Freeze);
             self.stop(id, Stop { verdict: Verdict::Aborted, by, why: why.clone() }, now, out);

@@ -61,7 +61,10 @@ fn netns(item: &Restore) -> Option<Option<&str>> {
         | Restore::Link { netns, .. }
         | Restore::Clsact { netns, .. }
         | Restore::Sysctl { netns, .. } => Some(netns.as_deref()),
-        Restore::Continue { .. } | Restore::Thaw { .. } | Restore::Start { .. } => None,
+        Restore::Continue { .. }
+        | Restore::Thaw { .. }
+        | Restore::Start { .. }
+        | Restore::Undrain { .. } => None,
     }
 }
 

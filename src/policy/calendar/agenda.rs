@@ -1,0 +1,256 @@
+//! The agenda: schedules and freezes with what is known of them at present. Which slots are due,
+//! what stands against them, and what becomes of each is decided here and in the engine.
+//!
+//! A slot that was missed (the host asleep, no agent) is never made up for.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use jiff::{SignedDuration, Timestamp};
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::{
+    config::{Freeze, Policy, Schedule},
+    policy::time::Now,
+};
+
+use super::{
+    freeze::{self, Frozen, Sight, Sights},
+    slots,
+};
+
+/// A slot that is noticed later than this was missed.
+const GRACE: SignedDuration = SignedDuration::from_secs(60);
+
+/// A clock that goes back by more than this was wrong before.
+const CLOCK_WAS_WRONG: SignedDuration = SignedDuration::from_hours(24);
+
+/// Past slots that are remembered, of all schedules together.
+const KEPT_SLOTS: usize = 200;
+
+/// Slots that are counted one by one when many were missed.
+const MOST_MISSED: usize = 1_000;
+
+/// What survives a restart of the agent.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Memory {
+    /// Schedules that somebody paused.
+    pub paused: BTreeMap<String, Pause>,
+    /// Up to when the slots of each schedule have been dealt with.
+    pub seen: BTreeMap<String, Timestamp>,
+    /// What became of the latest slots, oldest first.
+    pub slots: VecDeque<Slot>,
+}
+
+/// Somebody does not want a schedule to run for the time being.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pause {
+    pub reason: String,
+    pub by: String,
+    pub since: Timestamp,
+}
+
+/// A slot that is over.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Slot {
+    pub schedule: String,
+    pub at: Timestamp,
+    pub outcome: Outcome,
+}
+
+/// What became of a slot.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "outcome", rename_all = "snake_case")]
+pub enum Outcome {
+    Started {
+        run: Uuid,
+    },
+    Skipped {
+        why: String,
+    },
+    /// With the ones before it that were missed at the same time; it is the last of them.
+    Missed {
+        slots: u32,
+    },
+}
+
+/// Slots of one schedule whose time has come.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Due {
+    pub schedule: String,
+    /// How many were missed, and the last of them.
+    pub missed: Option<(u32, Timestamp)>,
+    /// The one that is due now.
+    pub now: Option<Timestamp>,
+}
+
+/// One schedule as it stands.
+#[derive(Debug, Clone)]
+pub struct Planned {
+    pub schedule: Schedule,
+    pub seed: u64,
+    /// Whether it is paused or not.
+    pub next: Option<Timestamp>,
+}
+
+/// Everything that is known of what will run and what will not.
+#[derive(Debug, Clone)]
+pub struct Agenda {
+    freezes: Vec<Freeze>,
+    sights: Sights,
+    planned: Vec<Planned>,
+    memory: Memory,
+    host_seed: u64,
+}
+
+impl Agenda {
+    /// `memory`: what a former agent left, or why it cannot be read.
+    #[must_use]
+    pub fn new(policy: &Policy, host_seed: u64, memory: Result<Memory, String>, now: Timestamp) -> Self {
+        let mut agenda = Self {
+            freezes: Vec::new(),
+            sights: Sights::new(),
+            planned: Vec::new(),
+            memory: memory.clone().unwrap_or_default(),
+            host_seed,
+        };
+        agenda.follow(policy, now);
+        if let Err(error) = memory {
+            // Nobody knows which ones were paused: so all are, until somebody resumes them.
+            let reason = format!("what was paused before cannot be known: {error}");
+            for schedule in &policy.schedules {
+                let pause = Pause { reason: reason.clone(), by: "vervet".to_owned(), since: now };
+                agenda.pause(&schedule.name, Some(pause));
+            }
+        }
+        agenda
+    }
+
+    /// Goes by this policy from now on. What was seen of freezes that stay is kept.
+    pub fn follow(&mut self, policy: &Policy, now: Timestamp) {
+        let kept = |name: &String| {
+            let find = |freezes: &[Freeze]| freezes.iter().find(|freeze| freeze.name == *name).cloned();
+            find(&self.freezes).is_some_and(|freeze| find(&policy.freezes) == Some(freeze))
+        };
+        self.sights.retain(|name, _| kept(name));
+        self.freezes.clone_from(&policy.freezes);
+        let plan = |schedule: &Schedule| {
+            let own = || slots::own_seed(self.host_seed, &schedule.name);
+            Planned { schedule: schedule.clone(), seed: schedule.seed.unwrap_or_else(own), next: None }
+        };
+        self.planned = policy.schedules.iter().map(plan).collect();
+        let planned = &self.planned;
+        self.memory.seen.retain(|name, _| planned.iter().any(|one| one.schedule.name == *name));
+        self.memory.paused.retain(|name, _| planned.iter().any(|one| one.schedule.name == *name));
+        for at in 0..self.planned.len() {
+            let name = self.planned[at].schedule.name.clone();
+            // A schedule that is new, or was off, has missed nothing.
+            if !self.planned[at].schedule.enabled {
+                self.memory.seen.insert(name.clone(), now);
+            }
+            let since = *self.memory.seen.entry(name).or_insert(now);
+            self.plan_next(at, since);
+        }
+    }
+
+    fn plan_next(&mut self, at: usize, after: Timestamp) {
+        let one = &mut self.planned[at];
+        one.next = if one.schedule.enabled { slots::next(&one.schedule, one.seed, after) } else { None };
+    }
+
+    /// The slots whose time has come. Each is told once.
+    pub fn due(&mut self, now: Timestamp) -> Vec<Due> {
+        let mut all = Vec::new();
+        for at in 0..self.planned.len() {
+            let name = self.planned[at].schedule.name.clone();
+            let seen = self.memory.seen.get(&name).copied().unwrap_or(now);
+            if seen.duration_since(now) > CLOCK_WAS_WRONG {
+                self.memory.seen.insert(name, now);
+                self.plan_next(at, now);
+                continue;
+            }
+            let one = &self.planned[at];
+            if one.next.is_none_or(|next| next > now) {
+                continue;
+            }
+            let mut due = slots::slots(&one.schedule, one.seed, seen, now, MOST_MISSED);
+            let last = due.last().copied().unwrap_or(now);
+            self.memory.seen.insert(name.clone(), last);
+            self.plan_next(at, last);
+            let on_time = now.duration_since(last) <= GRACE;
+            let now = if on_time { due.pop() } else { None };
+            let missed = due.last().map(|last| (u32::try_from(due.len()).unwrap_or(u32::MAX), *last));
+            all.push(Due { schedule: name, missed, now });
+        }
+        all
+    }
+
+    /// Remembers what became of a slot.
+    pub fn note(&mut self, slot: Slot) {
+        self.memory.slots.push_back(slot);
+        while self.memory.slots.len() > KEPT_SLOTS {
+            self.memory.slots.pop_front();
+        }
+    }
+
+    /// Pauses a schedule, or resumes it. `false`: there is none of this name.
+    pub fn pause(&mut self, name: &str, pause: Option<Pause>) -> bool {
+        if !self.planned.iter().any(|one| one.schedule.name == name) {
+            return false;
+        }
+        match (pause, self.memory.paused.get(name)) {
+            // The first reason stands, as with the halt.
+            (Some(_), Some(_)) => {}
+            (Some(pause), None) => drop(self.memory.paused.insert(name.to_owned(), pause)),
+            (None, _) => drop(self.memory.paused.remove(name)),
+        }
+        true
+    }
+
+    /// Takes over what was seen of a freeze.
+    pub fn see(&mut self, freeze: String, sight: Sight) {
+        self.sights.insert(freeze, sight);
+    }
+
+    /// The freeze in force.
+    #[must_use]
+    pub fn frozen(&self, now: Now) -> Option<Frozen> {
+        freeze::frozen(&self.freezes, &self.sights, now)
+    }
+
+    /// Whether this one is.
+    #[must_use]
+    pub fn frozen_by(&self, name: &str, now: Now) -> Option<Frozen> {
+        let freeze = self.freezes.iter().find(|freeze| freeze.name == name)?;
+        freeze::frozen(std::slice::from_ref(freeze), &self.sights, now)
+    }
+
+    /// Why no run of this schedule begins, as far as its owner's wishes go.
+    #[must_use]
+    pub fn held_back(&self, schedule: &str) -> Option<String> {
+        let pause = self.memory.paused.get(schedule)?;
+        Some(format!("paused by {} since {}: {}", pause.by, pause.since, pause.reason))
+    }
+
+    /// When something begins by the clock alone: a slot or a freeze.
+    #[must_use]
+    pub fn next_change(&self, now: Timestamp) -> Option<Timestamp> {
+        let slots = self.planned.iter().filter_map(|one| one.next);
+        slots.chain(freeze::next_begin(&self.freezes, &self.sights, now)).min()
+    }
+
+    #[must_use]
+    pub fn memory(&self) -> &Memory {
+        &self.memory
+    }
+
+    #[must_use]
+    pub fn planned(&self) -> &[Planned] {
+        &self.planned
+    }
+
+    /// Every freeze, with the latest sight of what it goes by.
+    pub fn freezes(&self) -> impl Iterator<Item = (&Freeze, Option<&Sight>)> {
+        self.freezes.iter().map(|freeze| (freeze, self.sights.get(&freeze.name)))
+    }
+}
