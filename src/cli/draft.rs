@@ -309,8 +309,8 @@ mod tests {
             prop_assert_eq!(&experiment.title, &draft.title());
             let groups: Vec<_> = experiment.groups.iter().map(|group| group.0.clone()).collect();
             prop_assert_eq!(groups, draft.group.iter().cloned().collect::<Vec<_>>());
-            let Check::Http(http) = &experiment.probes[0].check else { panic!("another check") };
-            prop_assert_eq!(&http.url, &draft.url);
+            let Check::Http(asked) = &experiment.probes[0].check else { panic!("another check") };
+            prop_assert_eq!(&asked.url, &draft.url);
             prop_assert_eq!(experiment.steps[0].fault.kind().as_str(), draft.kind.as_str());
             if let FaultSpec::Connections(cap) = &experiment.steps[0].fault {
                 prop_assert_eq!(cap.max, Some(draft.max));

@@ -511,9 +511,10 @@ fn each_key(change: impl Fn(&mut toml::Table, &str), mut check: impl FnMut(&str,
         tables(&[], &root, &mut |path, table| {
             places.extend(table.keys().map(|key| (path.to_vec(), key.clone())));
         });
-        // Headers and JSON pointers are the writer's own words.
+        // Headers, JSON pointers and percentiles are the writer's own words.
         let free = |path: &[String]| path.last().is_some_and(|key| key == "headers" || key == "json");
-        for (path, key) in places.into_iter().filter(|(path, _)| !free(path)) {
+        let percentile = |key: &str| Quantile::from_name(key).is_some();
+        for (path, key) in places.into_iter().filter(|(path, key)| !free(path) && !percentile(key)) {
             let mut changed = root.clone();
             let place = path.iter().fold(&mut changed, |value, step| match value {
                 toml::Value::Array(items) => &mut items[step.parse::<usize>().unwrap()],

@@ -151,6 +151,28 @@ fn the_examples_in_the_template_are_valid() {
     assert_eq!(policy.api.socket, defaults.api.socket);
 }
 
+/// What the manual shows is to be copied.
+#[test]
+fn the_examples_of_probes_in_the_manual_are_valid() {
+    let manual = include_str!("../../docs/probes.md");
+    let blocks = manual.split("```toml\n").skip(1).filter_map(|rest| rest.split_once("```"));
+    let (mut probes, mut sources) = (0, 0);
+    for (block, _) in blocks {
+        let text = if block.starts_with("ready") {
+            sources += 1;
+            let group = "[[group]]\nname = \"g\"\nfloor = 1\nmembers = { name = \"g\" }\n";
+            document::policy(&format!("{group}{block}"), "x").map(drop)
+        } else {
+            probes += 1;
+            let step = "[[step]]\nname = \"s\"\nfault = \"kill\"\ntarget = { name = \"g\" }\n";
+            let head = "title = \"t\"\nhypothesis = \"h\"\ngroups = [\"checkout\"]\n";
+            document::experiment(&format!("{head}{block}{step}"), "x", Format::Toml).map(drop)
+        };
+        assert!(text.is_ok(), "{block}\n{}", text.unwrap_err());
+    }
+    assert_eq!((probes, sources), (5, 4));
+}
+
 #[test]
 fn a_policy_is_read_whole() {
     let policy = document::policy(POLICY, "vervet.toml")
