@@ -568,5 +568,6 @@ fn every_missing_key_is_named() {
 fn in_selector(key: &str) -> bool {
     ["duration", "wait", "concurrent_runs", "targets_per_step", "memory", "pids", "user", "cgroup"]
         .contains(&key)
-        || ["at_once", "tls", "mark_mask", "expected", "token", "listen", "name"].contains(&key)
+        || ["at_once", "tls", "mark_mask", "expected", "token", "listen", "name", "protocol"]
+            .contains(&key)
 }
