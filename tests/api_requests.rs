@@ -23,6 +23,7 @@ async fn bad_requests_are_told_why_and_change_nothing() {
     let all = bad_bodies(&bench)
         .into_iter()
         .chain(bad_fields(&bench))
+        .chain(bad_calendars(&bench))
         .chain(bad_targets(&bench, &run.to_string()))
         .chain(bad_callers(&bench, &run.to_string()));
     let mut count = 0;
@@ -161,6 +162,46 @@ fn bad_fields(bench: &Bench) -> Vec<Bad> {
     ]
 }
 
+/// Schedules that there are not, and calendars of no time.
+fn bad_calendars(bench: &Bench) -> Vec<Bad> {
+    let bad = |what, method: &str, path: &str, status, reason| {
+        let method = Method::from_bytes(method.as_bytes()).unwrap();
+        let request = bench.local().request(method, format!("http://localhost{path}"));
+        Bad { what, request, status, reason }
+    };
+    vec![
+        bad("an unknown schedule", "PUT", "/v1/schedules/monky/pause", 404, "unknown_schedule"),
+        bad(
+            "resume of an unknown schedule",
+            "DELETE",
+            "/v1/schedules/monky/pause",
+            404,
+            "unknown_schedule",
+        ),
+        bad(
+            "a calendar without a time",
+            "GET",
+            "/v1/calendar?from=tomorrow",
+            422,
+            "invalid_query_value",
+        ),
+        bad(
+            "a calendar that ends before it begins",
+            "GET",
+            "/v1/calendar?from=2026-11-23T00:00:00Z&until=2026-11-22T00:00:00Z",
+            422,
+            "invalid_field",
+        ),
+        bad(
+            "a calendar of many years",
+            "GET",
+            "/v1/calendar?from=2026-01-01T00:00:00Z&until=2036-01-01T00:00:00Z",
+            422,
+            "invalid_field",
+        ),
+    ]
+}
+
 /// Wrong routes, methods, queries, types, sizes.
 fn bad_targets(bench: &Bench, run: &str) -> Vec<Bad> {
     let local = bench.local();
@@ -194,35 +235,6 @@ fn bad_targets(bench: &Bench, run: &str) -> Vec<Bad> {
         bad("an id that is not UTF-8", "GET", "/v1/runs/%ff", 400, "malformed_path"),
         bad("an unknown experiment", "GET", "/v1/experiments/shor", 404, "unknown_experiment"),
         bad("a path out", "GET", "/v1/experiments/..%2f..%2fetc", 404, "unknown_experiment"),
-        bad("an unknown schedule", "PUT", "/v1/schedules/monky/pause", 404, "unknown_schedule"),
-        bad(
-            "resume of an unknown schedule",
-            "DELETE",
-            "/v1/schedules/monky/pause",
-            404,
-            "unknown_schedule",
-        ),
-        bad(
-            "a calendar without a time",
-            "GET",
-            "/v1/calendar?from=tomorrow",
-            422,
-            "invalid_query_value",
-        ),
-        bad(
-            "a calendar that ends before it begins",
-            "GET",
-            "/v1/calendar?from=2026-11-23T00:00:00Z&until=2026-11-22T00:00:00Z",
-            422,
-            "invalid_field",
-        ),
-        bad(
-            "a calendar of many years",
-            "GET",
-            "/v1/calendar?from=2026-01-01T00:00:00Z&until=2036-01-01T00:00:00Z",
-            422,
-            "invalid_field",
-        ),
         bad("a wrong method", "DELETE", "/v1/runs", 405, "method_not_allowed"),
         bad("a wrong method for the halt", "POST", "/v1/halt", 405, "method_not_allowed"),
         bad("an invented method", "BREW", "/v1/host", 405, "method_not_allowed"),
