@@ -1,5 +1,5 @@
-//! A monkey at four nginx behind an HAProxy: kill after kill under load, each replaced by a
-//! supervisor, and the floor holds as the load balancer itself sees it.
+//! A monkey at four nginx behind an HAProxy: kill after kill under load, by a schedule and by hand,
+//! each replaced by a supervisor, and the floor holds as the load balancer itself sees it.
 
 use std::{
     path::PathBuf,
@@ -65,6 +65,31 @@ fn watch(dir: PathBuf, seen: &Arc<Seen>) -> Vec<JoinHandle<()>> {
     (0..CUSTOMERS).map(customer).chain([onlooker]).collect()
 }
 
+/// A schedule left to itself for so long; what was seen, and how many kills there were. Where the group
+/// is not whole again in time, the limiter waits or refuses: both are right.
+fn leave_alone(stage: &mut Stage, balanced: &Balanced, span: Duration) -> (Arc<Seen>, usize) {
+    let seen = Arc::new(Seen::default());
+    let threads = watch(balanced.dir.clone(), &seen);
+    stage.call("DELETE", "/v1/schedules/monkey/pause", "").expect(200);
+    std::thread::sleep(span);
+    stage.call("PUT", "/v1/schedules/monkey/pause", "").expect(200);
+    let runs = stage.until("its last run is over", |stage| {
+        let runs = stage.get("/v1/runs?limit=200")["runs"].as_array().expect("runs").clone();
+        runs.iter().all(|run| run["state"] == "finished").then_some(runs)
+    });
+    stage.calm("shop", 4);
+    seen.stop.store(true, Relaxed);
+    for thread in threads {
+        thread.join().expect("an onlooker lives");
+    }
+    for run in &runs {
+        assert_eq!(run["caller"], "schedule:monkey", "{run:#}");
+        assert!(["passed", "refused"].contains(&run["verdict"].as_str().unwrap_or_default()), "{run:#}");
+        assert_eq!(run["cleanup"], "clean", "{run:#}");
+    }
+    (seen, runs.iter().filter(|run| run["verdict"] == "passed").count())
+}
+
 /// Kill after kill for so long; what was seen, and how many there were.
 fn play(stage: &mut Stage, balanced: &Balanced, step: &str, span: Duration) -> (Arc<Seen>, usize) {
     let seen = Arc::new(Seen::default());
@@ -96,9 +121,11 @@ fn four_nginx_keep_their_floor_through_a_monkey() {
     }
     story(name, |stage| {
         let balanced = Balanced::start(stage, "");
-        stage.policy("leashed = false", "wait = \"20s\"", &balanced.group("1s"));
-        stage.start();
-        stage.calm("shop", 4);
+        let group = balanced.group("1s") + "monkey = true\n";
+        let schedule = "[[schedule]]\nname = \"monkey\"\nexperiment = \"monkey\"\n\
+                        cron = \"*/3 * * * * *\"\nzone = \"UTC\"\n";
+        stage.policy("leashed = false", "wait = \"20s\"", &format!("{group}{schedule}"));
+        let drained = balanced.drained_kill("5s", "1200ms", "spare");
         let before = balanced.settings();
         let pool = balanced.pool();
         let probe = format!(
@@ -107,8 +134,14 @@ fn four_nginx_keep_their_floor_through_a_monkey() {
             pool.haproxy, pool.backend
         );
 
-        let step = format!("{probe}{}", balanced.drained_kill("5s", "1200ms", "spare"));
-        let (seen, kills) = play(stage, &balanced, &step, DRAINED);
+        let monkey =
+            experiment("\"shop\"", &format!("{probe}{drained}")).replace("\"shop\"", "\"@any\"");
+        std::fs::create_dir_all(stage.path("experiments")).expect("a directory");
+        stage.write("experiments/monkey.toml", &monkey);
+        stage.start();
+        stage.call("PUT", "/v1/schedules/monkey/pause", "").expect(200);
+        stage.calm("shop", 4);
+        let (seen, kills) = leave_alone(stage, &balanced, DRAINED);
         let (served, failed) = (seen.served.load(Relaxed), seen.failed.load(Relaxed));
         let (looks, fewest) = (seen.looks.load(Relaxed), seen.fewest.load(Relaxed));
         eprintln!(
