@@ -213,7 +213,13 @@ pub struct Schedule {
 #[derive(Debug, Clone, PartialEq)]
 pub enum Rhythm {
     /// At the times of a cron pattern, those outside of the window excepted.
-    Cron { pattern: Box<croner::Cron>, zone: TimeZone, window: Option<Window> },
+    Cron {
+        /// As its owner wrote it.
+        text: String,
+        pattern: Box<croner::Cron>,
+        zone: TimeZone,
+        window: Option<Window>,
+    },
     /// At most once in each day's window; in the mean every so many of these days.
     Mean {
         /// Days with a window from one run to the next, in the mean; at least `least`.

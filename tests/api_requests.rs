@@ -515,7 +515,7 @@ async fn the_calendar_and_its_schedules() {
     let resume = remote(OPERATOR).delete(bench.url("/v1/schedules/kill-one/pause"));
     assert_eq!(Answer::of(resume).await.body["schedule"]["paused"], Value::Null);
     let all: Value = get(&bench, "/v1/schedules").await;
-    assert_eq!(all["schedules"][0]["rhythm"], "cron 0 10 * * MON-FRI", "{all:#}");
+    assert_eq!(all["schedules"][0]["rhythm"], "cron 0 10 * * Mon-Fri", "{all:#}");
 }
 
 #[tokio::test]

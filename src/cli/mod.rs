@@ -18,6 +18,7 @@ pub mod draft;
 pub mod exit;
 pub mod feed;
 pub mod follow;
+pub mod lessons;
 pub mod lever;
 pub mod live;
 pub mod new;

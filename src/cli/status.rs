@@ -184,7 +184,9 @@ fn conditions(host: &HostView) -> Vec<(String, Tone)> {
             "leashed: runs are decided and logged, nothing is touched (leashed = false unleashes)";
         out.push((text.to_owned(), Tone::Warn));
     }
-    out.extend(host.problems.iter().map(|problem| (format!("problem: {}", problem.message), Tone::Bad)));
+    // The halt and the freeze have lines of their own.
+    let others = host.problems.iter().filter(|one| !["halted", "frozen"].contains(&one.reason.as_str()));
+    out.extend(others.map(|problem| (format!("problem: {}", problem.message), Tone::Bad)));
     out
 }
 

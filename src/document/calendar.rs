@@ -194,7 +194,7 @@ fn cron(table: &Table<'_>) -> Read<Rhythm> {
     let pattern = table.need("cron", "", cron_pattern);
     let window = table.find("window", window);
     let own = table.find("zone", zone);
-    let (pattern, window, own) = (pattern?, window?, own?);
+    let ((text, pattern), window, own) = (pattern?, window?, own?);
     let zone = match (&window, own) {
         (Some(window), None) => window.zone.clone(),
         (None, Some((_, zone))) => zone,
@@ -206,19 +206,20 @@ fn cron(table: &Table<'_>) -> Read<Rhythm> {
             return Err(table.missing("zone", "zone = \"Europe/Berlin\""));
         }
     };
-    Ok(Rhythm::Cron { pattern, zone, window })
+    Ok(Rhythm::Cron { text, pattern, zone, window })
 }
 
-fn cron_pattern(node: &Node, report: &Report) -> Read<Box<croner::Cron>> {
+fn cron_pattern(node: &Node, report: &Report) -> Read<(String, Box<croner::Cron>)> {
     let text = values::line(node, report)?;
     let parser =
         croner::parser::CronParser::builder().seconds(croner::parser::Seconds::Optional).build();
-    parser.parse(&text).map(Box::new).map_err(|error| {
+    let pattern = parser.parse(&text).map(Box::new).map_err(|error| {
         let why = error.to_string().trim_end_matches('.').replace("Component error: ", "");
         let message = format!("`{}` is not a cron pattern: {}", clip(&text), why.to_lowercase());
         let help = "minute, hour, day of the month, month, day of the week: \"0 10 * * Mon-Fri\"";
         report.advise(node, message, help)
-    })
+    })?;
+    Ok((text, pattern))
 }
 
 fn mean(table: &Table<'_>) -> Read<Rhythm> {

@@ -47,7 +47,6 @@ fn schedule(keys: &str) -> String {
     format!("[[schedule]]\nexperiment = \"x\"\n{keys}\n")
 }
 
-#[expect(clippy::too_many_lines, reason = "a table")]
 fn experiments() -> Vec<(&'static str, String)> {
     let traffic = "traffic = { port = 5432 }\n";
     let cap = |keys: &str| step(&format!("fault = \"connections\"\nduration = \"60s\"\n{keys}"));
@@ -142,7 +141,6 @@ fn experiments() -> Vec<(&'static str, String)> {
     ]
 }
 
-#[expect(clippy::too_many_lines, reason = "a table")]
 fn policies() -> Vec<(&'static str, String)> {
     let members = "members = { listen = 8080 }\n";
     let token = |name: &str, sha: &str| {

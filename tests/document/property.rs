@@ -421,7 +421,8 @@ proptest! {
 }
 
 /// Keys that a document may do without, alone.
-const OPTIONAL: [&str; 48] = [
+const OPTIONAL: [&str; 49] = [
+    "protocol",
     "headers",
     "server",
     "type",
@@ -511,9 +512,10 @@ fn each_key(change: impl Fn(&mut toml::Table, &str), mut check: impl FnMut(&str,
         tables(&[], &root, &mut |path, table| {
             places.extend(table.keys().map(|key| (path.to_vec(), key.clone())));
         });
-        // Headers and JSON pointers are the writer's own words.
+        // Headers, JSON pointers and percentiles are the writer's own words.
         let free = |path: &[String]| path.last().is_some_and(|key| key == "headers" || key == "json");
-        for (path, key) in places.into_iter().filter(|(path, _)| !free(path)) {
+        let percentile = |key: &str| Quantile::from_name(key).is_some();
+        for (path, key) in places.into_iter().filter(|(path, key)| !free(path) && !percentile(key)) {
             let mut changed = root.clone();
             let place = path.iter().fold(&mut changed, |value, step| match value {
                 toml::Value::Array(items) => &mut items[step.parse::<usize>().unwrap()],
@@ -567,5 +569,6 @@ fn every_missing_key_is_named() {
 fn in_selector(key: &str) -> bool {
     ["duration", "wait", "concurrent_runs", "targets_per_step", "memory", "pids", "user", "cgroup"]
         .contains(&key)
-        || ["at_once", "tls", "mark_mask", "expected", "token", "listen", "name"].contains(&key)
+        || ["at_once", "tls", "mark_mask", "expected", "token", "listen", "name", "protocol"]
+            .contains(&key)
 }

@@ -81,6 +81,7 @@ impl Row {
 use Habit::{Brittle, Trusting, Unattended};
 
 pub const ROWS: &[Row] = &[
+    row("monkey"),
     row("loss/kill-one-checkout").finds(Brittle, "checkout answers"),
     row("loss/kill-oldest-worker"),
     row("loss/half-of-checkout"),
@@ -102,7 +103,10 @@ pub const ROWS: &[Row] = &[
     // A delay shows when the first packet has had it.
     row("slow/slow-dns").times("4s", "100ms").finds(Trusting, "checkout answers in time"),
     row("slow/far-away-region").finds(Trusting, "checkout answers in time"),
-    row("slow/tail-of-the-database"),
+    row("slow/tail-of-the-database")
+        .swaps(&[("window = \"20s\"", "window = \"2s\"")])
+        .times("4s", "50ms")
+        .finds(Trusting, "checkout answers in time"),
     row("slow/where-is-the-knee"),
     row("full/cap-connections"),
     row("full/one-greedy-client"),

@@ -16,7 +16,8 @@ use crate::{
 fn policy(stage: &mut Stage, members: Option<&str>) {
     let group = stage.group("checkout", 2, "1s").replace("at_once = 1", "at_once = 2");
     let group = group.replace("stale_after = \"1s\"", "stale_after = \"5s\"");
-    let ready = "ready = { http = \"http://127.0.0.1:{port}/healthz\", within = \"1500ms\" }\n";
+    let ready =
+        "ready = { http = \"http://127.0.0.1:{port}/healthz\", within = \"1500ms\" }\nmonkey = true\n";
     let marker = format!("cmdline = \"{}\"", stage.marker("checkout"));
     let group = group.replace(&marker, members.unwrap_or(&marker));
     stage.policy("leashed = false", "wait = \"10s\"", &format!("{group}{ready}"));
@@ -61,6 +62,11 @@ fn all_pass(name: &str, folder: &str) {
 #[test]
 fn losses_pass() {
     all_pass("losses_pass", "loss/");
+}
+
+#[test]
+fn the_monkey_passes() {
+    all_pass("the_monkey_passes", "monkey");
 }
 
 #[test]
@@ -113,7 +119,7 @@ fn units_pass() {
 /// Every scene is played by one of the tests above.
 #[test]
 fn no_row_is_without_a_test() {
-    let folders = ["loss/", "hang/", "slow/", "full/", "together/"];
+    let folders = ["monkey", "loss/", "hang/", "slow/", "full/", "together/"];
     for row in ROWS {
         let played = folders.iter().any(|folder| row.name.starts_with(folder));
         assert!(played || row.scene == Scene::Units, "{}", row.name);

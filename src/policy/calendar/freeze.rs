@@ -139,12 +139,13 @@ pub fn spans(
         }
         (When::Weekly(window), _) => {
             let mut spans: Vec<_> = window.closed_around(from).into_iter().collect();
-            let mut at = spans.last().map_or(from, |span| span.from);
-            while let Some(next) =
-                window.next_closed(at).filter(|next| within(next) && spans.len() < most)
-            {
-                at = next.from;
-                spans.push(next);
+            let mut at = spans.last().map_or(from, |span| span.until);
+            while spans.len() < most {
+                let Some(next) = window.next_closed(at).filter(within) else { break };
+                // Days that touch are one time.
+                let whole = window.closed_around(next.from).unwrap_or(next);
+                at = whole.until;
+                spans.push(whole);
             }
             spans.into_iter().map(|span| (span, None)).collect()
         }

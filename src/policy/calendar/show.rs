@@ -29,9 +29,7 @@ impl Agenda {
     fn schedule_view(&self, planned: &Planned, leashed: bool) -> ScheduleView {
         let Planned { schedule, seed, next } = planned;
         let (rhythm, window) = match &schedule.rhythm {
-            Rhythm::Cron { pattern, window, .. } => {
-                (format!("cron {}", pattern.as_str()), window.as_ref())
-            }
+            Rhythm::Cron { text, window, .. } => (format!("cron {text}"), window.as_ref()),
             Rhythm::Mean { days, least, window } => {
                 let more = if *least > 1 {
                     format!(", never within {least} days")

@@ -58,7 +58,7 @@ pub fn slots(
     most: usize,
 ) -> Vec<Timestamp> {
     match &schedule.rhythm {
-        Rhythm::Cron { pattern, zone, window } => {
+        Rhythm::Cron { pattern, zone, window, .. } => {
             let mut slots = Vec::new();
             let mut at = after;
             while slots.len() < most {
@@ -82,7 +82,7 @@ pub fn slots(
 #[must_use]
 pub fn next(schedule: &Schedule, seed: u64, after: Timestamp) -> Option<Timestamp> {
     match &schedule.rhythm {
-        Rhythm::Cron { pattern, zone, window } => next_cron(pattern, zone, window.as_ref(), after),
+        Rhythm::Cron { pattern, zone, window, .. } => next_cron(pattern, zone, window.as_ref(), after),
         Rhythm::Mean { days, least, window } => {
             let horizon = after.checked_add((i64::from(HORIZON_DAYS) * 24).hours()).ok()?;
             let mut draws = Draws::new(seed, *days, *least, window, after);

@@ -285,6 +285,11 @@ fn weekly_hours_freeze_up_to_their_end_over_days_that_touch() {
     assert_eq!(frozen("2026-11-21T00:00Z"), Some(Some(at("2026-11-23T00:00Z"))));
     assert_eq!(frozen("2026-11-22T23:00Z"), Some(Some(at("2026-11-23T00:00Z"))));
     assert_eq!(frozen("2026-11-23T00:00Z"), None);
+    let (from, until) = (at("2026-11-22T12:00Z"), at("2026-12-05T12:00Z"));
+    let shown = freeze::spans(&freezes[0], None, from, until, 10);
+    let begins: Vec<_> = shown.iter().map(|(span, _)| span.from.to_string()).collect();
+    // The one that lasts at the beginning of what is asked for is told from there.
+    assert_eq!(begins, ["2026-11-22T00:00:00Z", "2026-11-28T00:00:00Z", "2026-12-05T00:00:00Z"]);
     let begin = next_begin(&freezes, &Sights::new(), at("2026-11-23T00:00Z"));
     assert_eq!(begin, Some(at("2026-11-28T00:00Z")));
 }
