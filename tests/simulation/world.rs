@@ -302,8 +302,9 @@ impl World {
         group.members =
             ProcessSelector { name: Some(KINDS[0].to_owned()), ..ProcessSelector::default() };
         group.settle = Duration::from_secs(2);
-        group.removal = Removal { at_once: 1, every: Duration::from_secs(10) };
-        policy.limits.concurrent_runs = 1;
+        // The budget has room for all of them: it is the readings and the charges that must hold.
+        group.removal = Removal { at_once: 4, every: Duration::from_secs(1) };
+        policy.limits.concurrent_runs = 3;
         world.policy = Arc::new(policy);
         world.engine = Engine::new(world.policy.clone(), facts(&host), None);
         world.hands = Hands::new(host.clone());
@@ -705,7 +706,7 @@ impl World {
             let _ = self.ledger.begin(&view, &serde_json::Value::Null, None);
         }
         if self.monkey.is_some() {
-            let next = self.draw(1_000, 40_000);
+            let next = self.draw(100, 20_000);
             return self.after(next, Thing::NewRun);
         }
         if self.rng.random_bool(0.15) {
