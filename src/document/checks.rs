@@ -1,6 +1,6 @@
 //! Reads questions with a yes or no: steady-state probes, and the same questions as conditions.
 //!
-//! Readiness sources of groups are [`ready`]'s. What a check asks and what it expects are tables of
+//! Readiness sources of groups are [`ready()`]'s. What a check asks and what it expects are tables of
 //! their own, so the same word (`headers`) can stand in both.
 
 use std::time::Duration;
