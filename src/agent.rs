@@ -98,6 +98,9 @@ pub fn run(config: &Path, until_eof: bool) -> anyhow::Result<u32> {
     let memory = schedules::load(&policy.state)
         .inspect_err(|error| tracing::error!(%error, "every schedule is paused"));
     engine.inherit_schedules(memory, clock().wall);
+    if until_eof {
+        engine.begin_nothing_by_itself();
+    }
     let mut leftovers = Leftovers::default();
     let history: Arc<dyn History> = match &journal {
         Ok(journal) => {

@@ -209,7 +209,11 @@ impl Writer {
                 answer(halt::clear(&self.desk.state).map_err(|error| error.to_string()));
             }
             Job::Remember { memory, answer } => {
-                let stored = schedules::store(&self.desk.state, &memory);
+                // Without the journal this may be another agent's directory.
+                let mine = self.desk.journal.as_ref().map_err(Clone::clone);
+                let stored = mine.and_then(|_| {
+                    schedules::store(&self.desk.state, &memory).map_err(|error| error.to_string())
+                });
                 if let Err(error) = &stored {
                     tracing::error!(%error, "the memory of schedules is not on disk");
                 }

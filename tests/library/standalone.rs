@@ -223,6 +223,30 @@ fn a_leashed_policy_stays_leashed() {
 }
 
 #[test]
+fn schedules_wait_for_an_agent_that_stays() {
+    let bench = Bench::new(None, false);
+    let pause = fs::read_to_string(bench.pause()).expect("read");
+    fs::create_dir(bench.path("lib")).expect("a directory");
+    fs::write(bench.path("lib/pause.toml"), pause.replace("50s", "100ms")).expect("written");
+    let config = bench.path("vervet.toml");
+    let policy = fs::read_to_string(&config).expect("read");
+    let schedule = "[[schedule]]\nexperiment = \"pause\"\ncron = \"* * * * * *\"\nzone = \"UTC\"\n";
+    fs::write(&config, policy + schedule).expect("written");
+    let file = bench.file(
+        "short.toml",
+        "fault = \"pause\"\ntarget = { group = \"sleepers\", pick = 1 }\n\
+                                         duration = \"2500ms\"",
+    );
+    let output = bench.run(&file, &["--json"]).output().expect("starts");
+    let report: Value = serde_json::from_slice(&output.stdout).expect("a report");
+    assert_eq!(report["run"]["verdict"], "passed", "{}", said(&output));
+    // Neither begun nor skipped nor missed: nobody who was there looked at its slots.
+    let memory = fs::read(bench.path("state/schedules.json")).expect("read");
+    let memory: Value = serde_json::from_slice(&memory).expect("JSON");
+    assert_eq!(memory["slots"], serde_json::json!([]), "{memory:#}");
+}
+
+#[test]
 fn what_is_asked_wrongly_is_2_and_says_what_to_do() {
     let bench = Bench::new(None, false);
     let file = bench.kill(1);

@@ -141,7 +141,6 @@ impl Agenda {
         self.planned = policy.schedules.iter().map(plan).collect();
         let planned = &self.planned;
         self.memory.seen.retain(|name, _| planned.iter().any(|one| one.schedule.name == *name));
-        self.memory.paused.retain(|name, _| planned.iter().any(|one| one.schedule.name == *name));
         for at in 0..self.planned.len() {
             let name = self.planned[at].schedule.name.clone();
             // A schedule that is new, or was off, has missed nothing.
@@ -232,11 +231,16 @@ impl Agenda {
         Some(format!("paused by {} since {}: {}", pause.by, pause.since, pause.reason))
     }
 
-    /// When something begins by the clock alone: a slot or a freeze.
+    /// The next slot of all schedules, which may be over already.
     #[must_use]
-    pub fn next_change(&self, now: Timestamp) -> Option<Timestamp> {
-        let slots = self.planned.iter().filter_map(|one| one.next);
-        slots.chain(freeze::next_begin(&self.freezes, &self.sights, now)).min()
+    pub fn next_slot(&self) -> Option<Timestamp> {
+        self.planned.iter().filter_map(|one| one.next).min()
+    }
+
+    /// When a freeze begins next by the clock alone.
+    #[must_use]
+    pub fn next_freeze(&self, now: Timestamp) -> Option<Timestamp> {
+        freeze::next_begin(&self.freezes, &self.sights, now)
     }
 
     #[must_use]

@@ -158,6 +158,39 @@ fn a_pattern_goes_by_the_wall_clock_of_its_zone_over_both_changes() {
 }
 
 #[test]
+fn the_calendar_of_a_schedule_with_a_zone_is_right_over_both_changes() {
+    let text = format!(
+        "[[schedule]]\nname = \"fixed\"\nexperiment = \"x\"\ncron = \"0 10 * * *\"\nzone = \"America/New_York\"\n\
+         [[schedule]]\nname = \"drawn\"\nexperiment = \"x\"\nmean_time_between = \"1d\"\n{WORK}\n"
+    );
+    for (day, zone_before, zone_after) in
+        [("2026-03-08", "-05:00", "-04:00"), ("2026-11-01", "-04:00", "-05:00")]
+    {
+        let change = at(&format!("{day}T12:00Z"));
+        let now = Now { mono: Moment(0), wall: change - 60.hours() };
+        let calendar = agenda(&text, now.wall).calendar(now.wall, change + 60.hours(), now);
+        let of = |name: &str| -> Vec<_> {
+            let slots = calendar.slots.iter().filter(|slot| slot.schedule == name);
+            slots.map(|slot| (slot.at, slot.local.clone())).collect()
+        };
+        let fixed = of("fixed");
+        assert_eq!(fixed.len(), 5, "{fixed:?}");
+        for (at, local) in fixed {
+            // The clocks have changed by ten o'clock of that Sunday.
+            let offset = if at < change { zone_before } else { zone_after };
+            assert!(local.ends_with(&format!("T10:00:00{offset}[America/New_York]")), "{local}");
+        }
+        let drawn = of("drawn");
+        assert_eq!(drawn.len(), 3, "Friday, Monday and Tuesday: {drawn:?}");
+        for (at, local) in drawn {
+            let hour: u32 = local[11..13].parse().unwrap();
+            assert!((9..15).contains(&hour), "{local}");
+            assert!(local.contains(if at < change { zone_before } else { zone_after }), "{local}");
+        }
+    }
+}
+
+#[test]
 fn a_window_goes_by_the_wall_clock_over_both_changes() {
     let drawn = schedule(
         "mean_time_between = \"1d\"\n\

@@ -76,6 +76,8 @@ pub struct Engine {
     next_renewal: Option<Moment>,
     /// Shared with readers: replaced when it changes.
     agenda: Arc<Agenda>,
+    /// Schedules are somebody else's business: this agent is there for a while only.
+    on_call: bool,
     /// The slot of a schedule whose run is being begun.
     launching: Option<(String, Timestamp)>,
 }
@@ -97,6 +99,7 @@ impl Engine {
         let agenda = Agenda::new(&policy, facts.seed, Ok(Memory::default()), facts.started_at);
         Self {
             agenda: Arc::new(agenda),
+            on_call: false,
             launching: None,
             policy,
             facts,
@@ -210,10 +213,10 @@ impl Engine {
             .iter()
             .filter(|(name, _)| active().any(|run| watch::is_under_watch(run) && run.watches(name)))
             .filter_map(|(_, group)| group.overdue_at());
-        let agenda = self.agenda.next_change(now.wall).map(|at| {
+        let slot = self.agenda.next_slot().filter(|_| !self.stopping && !self.on_call);
+        let agenda = slot.into_iter().chain(self.agenda.next_freeze(now.wall)).min().map(|at| {
             now.mono.plus(Duration::try_from(at.duration_since(now.wall)).unwrap_or_default())
         });
-        let agenda = agenda.filter(|_| !self.stopping);
         steps.chain(phases).chain(probes).chain(sight).chain(self.next_renewal).chain(agenda).min()
     }
 

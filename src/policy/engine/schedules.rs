@@ -24,10 +24,16 @@ impl Engine {
         &self.agenda
     }
 
+    /// From now on no schedule begins a run, nor is a slot of it told: they wait for the agent that
+    /// stays.
+    pub fn begin_nothing_by_itself(&mut self) {
+        self.on_call = true;
+    }
+
     pub(super) fn schedules_on_time(&mut self, now: Now, out: &mut Effects) {
         let waiting = |one: &Planned| one.next.is_none_or(|next| next > now.wall);
         // Of a copy only what changes is worth one.
-        if self.stopping || self.agenda.planned().iter().all(waiting) {
+        if self.stopping || self.on_call || self.agenda.planned().iter().all(waiting) {
             return;
         }
         for Due { schedule, missed, now: slot } in Arc::make_mut(&mut self.agenda).due(now.wall) {
