@@ -229,3 +229,14 @@ pub enum Rhythm {
         window: Window,
     },
 }
+
+impl Schedule {
+    /// The hours outside of which none of its runs begins.
+    #[must_use]
+    pub fn window(&self) -> Option<&Window> {
+        match &self.rhythm {
+            Rhythm::Cron { window, .. } => window.as_ref(),
+            Rhythm::Mean { window, .. } => Some(window),
+        }
+    }
+}

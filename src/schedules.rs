@@ -18,30 +18,32 @@ const MAX_BYTES: u64 = 1024 * 1024;
 /// What a former agent left; nothing where there was none.
 ///
 /// # Errors
-/// Why it cannot be read, in words for people; it has been put aside then.
+/// Why it cannot be read, in words for people. It stays where it is until there is another one.
 pub fn load(state: &Path) -> Result<Memory, String> {
     let path = state.join(FILE);
-    let error = match state_file::read(&path, MAX_BYTES) {
-        Ok(bytes) => match serde_json::from_slice(&bytes) {
-            Ok(memory) => return Ok(memory),
-            Err(error) => error.to_string(),
-        },
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Memory::default()),
-        Err(error) => error.to_string(),
-    };
-    let aside = state.join(ASIDE);
-    let kept = match fs::rename(&path, &aside) {
-        Ok(()) => format!("it is kept as {}", aside.display()),
-        Err(error) => format!("it cannot be kept as {}: {error}", aside.display()),
-    };
-    Err(format!("{} is unreadable ({error}); {kept}", path.display()))
+    match state_file::read(&path, MAX_BYTES) {
+        Ok(bytes) => serde_json::from_slice(&bytes).map_err(|error| error.to_string()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Memory::default()),
+        Err(error) => Err(error.to_string()),
+    }
+    .map_err(|error| {
+        let aside = state.join(ASIDE);
+        format!("{} is unreadable ({error}); it will be kept as {}", path.display(), aside.display())
+    })
 }
 
-/// Makes it survive a restart. Returns when it is on the disk.
+/// Makes it survive a restart. Returns when it is on the disk. One that could not be read is put aside.
 ///
 /// # Errors
-/// When it could not be written.
+/// When it could not be written; what was there before still is.
 pub fn store(state: &Path, memory: &Memory) -> io::Result<()> {
+    let path = state.join(FILE);
+    if path.exists() && load(state).is_err() {
+        // A second name, not another one: at no moment is there no file.
+        let aside = state.join(ASIDE);
+        let _ = fs::remove_file(&aside);
+        fs::hard_link(&path, &aside)?;
+    }
     state_file::replace(state, FILE, &serde_json::to_vec(memory)?)
 }
 
@@ -63,6 +65,10 @@ mod tests {
         fs::write(state.path().join(FILE), "{ garbled").unwrap();
         let error = load(state.path()).unwrap_err();
         assert!(error.contains("kept as"), "{error}");
+        // Until there is another one, whoever asks again is told the same.
+        assert!(load(state.path()).is_err());
+        store(state.path(), &Memory::default()).unwrap();
+        assert_eq!(load(state.path()), Ok(Memory::default()));
         assert_eq!(fs::read_to_string(state.path().join(ASIDE)).unwrap(), "{ garbled");
     }
 }

@@ -58,6 +58,7 @@ fn prepare(host: &SimHost, spec: &FaultSpec, target: &Target, step: usize) -> Pr
         mark_mask: 0xff00_0000,
         exempt_ports: &[],
         open: &[],
+        others: &[],
     };
     let before = host.snapshot();
     let prepared = fault::prepare(host, spec, target, &context).unwrap();

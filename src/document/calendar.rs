@@ -146,7 +146,8 @@ pub fn schedule(node: &Node, report: &Report) -> Read<Schedule> {
         rhythm: rhythm?,
     };
     // Any fixed day does: the question is whether there is one at all.
-    if slots::next(&schedule, 0, Timestamp::from_second(1_704_067_200).unwrap_or_default()).is_none() {
+    let some_day = Timestamp::from_second(1_704_067_200).unwrap_or_default();
+    if matches!(schedule.rhythm, Rhythm::Cron { .. }) && slots::next(&schedule, 0, some_day).is_none() {
         let at = table.node("cron").unwrap_or(node);
         let message = "this schedule would never run: no such time lies in its window";
         return Err(report.advise(

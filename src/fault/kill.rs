@@ -2,24 +2,27 @@
 //!
 //! Who waits for the sessions of a draining server is the engine.
 
+use std::collections::BTreeSet;
+
 use crate::{
     experiment::{Drain, Kill, Signal},
     fault::{Effect, Injection, undo::Restore},
     host::{
-        Candidate, Delivery, Host, HostError, ProcessState,
-        haproxy::{Aside, Pool},
+        Candidate, Delivery, Host, HostError, ProcessId, ProcessState,
+        haproxy::{Aside, Pool, Server},
     },
 };
 
-/// What puts the servers of the victims back.
+/// What puts the servers of the victims back. `others`: instances of groups that are not meant.
 ///
 /// # Errors
-/// When a victim is no server of the backend, when somebody else keeps a server from its work
+/// When a victim is no server of the backend, when one of the others is behind the same server, when somebody else keeps a server from its work
 /// already, or when the load balancer would not let vervet drain it.
 pub fn prepare_drain(
     host: &dyn Host,
     processes: &[Candidate],
     drain: &Drain,
+    others: &[ProcessId],
 ) -> Result<Vec<Restore>, HostError> {
     let pool = &drain.pool;
     host.may_drain(pool)?;
@@ -48,12 +51,36 @@ pub fn prepare_drain(
                     pool.backend, server.name, server.status
                 )));
             }
+            if let Some(other) = also_behind(host, server, others)? {
+                return Err(HostError::Unavailable(format!(
+                    "server {}/{} leads to process {} as well, which is another instance: draining it would \
+                     take both",
+                    pool.backend, server.name, other.pid
+                )));
+            }
             restores.push(Restore::Undrain { pool: pool.clone(), server: server.name.clone() });
         }
     }
     restores.sort();
     restores.dedup();
     Ok(restores)
+}
+
+/// The one of these processes to which the server leads, if there is one.
+fn also_behind(
+    host: &dyn Host,
+    server: &Server,
+    others: &[ProcessId],
+) -> Result<Option<ProcessId>, HostError> {
+    for other in others {
+        match host.listens(*other) {
+            Ok(listens) if server.leads_to(&listens) => return Ok(Some(*other)),
+            // Gone, or in another network namespace: nobody of this host leads there.
+            Ok(_) | Err(HostError::NotFound(_) | HostError::Unavailable(_)) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(None)
 }
 
 fn listed(words: &[String]) -> String {
@@ -73,15 +100,19 @@ pub fn drain(host: &dyn Host, restores: &[Restore], begin: bool) -> Result<u32, 
         })
         .collect();
     if begin {
-        mine.iter().try_for_each(|(pool, server)| host.drain(pool, server))?;
+        // One time for all of them: whoever is slow holds up a step, not an abort.
+        let pools: BTreeSet<&Pool> = mine.iter().map(|(pool, _)| *pool).collect();
+        for pool in pools {
+            let servers = mine.iter().filter(|(other, _)| *other == pool);
+            let servers: Vec<String> = servers.map(|(_, server)| (*server).clone()).collect();
+            host.drain(pool, &servers)?;
+        }
     }
     let mut sessions = 0_u32;
-    for pool in mine.iter().map(|(pool, _)| *pool).collect::<std::collections::BTreeSet<_>>() {
+    for pool in mine.iter().map(|(pool, _)| *pool).collect::<BTreeSet<_>>() {
         let servers = host.servers(pool)?;
         for (_, name) in mine.iter().filter(|(other, _)| *other == pool) {
-            let found = servers
-                .iter()
-                .find(|(server, aside)| server.name == **name && *aside == Aside::Draining);
+            let found = servers.iter().find(|(server, aside)| server.name == **name && aside.drains());
             let Some((server, _)) = found else {
                 return Err(HostError::NotFound(format!(
                     "server {}/{name} does not drain any more: somebody put it back, or HAProxy was \

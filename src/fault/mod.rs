@@ -95,6 +95,8 @@ pub struct Context<'a> {
     pub exempt_ports: &'a [u16],
     /// Undos in force, for shared objects.
     pub open: &'a [Undo],
+    /// Processes of instances that are not among the targets, where that matters.
+    pub others: &'a [ProcessId],
 }
 
 /// How long a kernel lease runs from each renewal, at most.
@@ -153,7 +155,7 @@ pub fn prepare(
             (target.clone(), unit::prepare(host, units)?, Lease::Warden)
         }
         (None, FaultSpec::Kill(Kill { drain: Some(drain), .. }), Target::Processes { processes }) => {
-            (target.clone(), kill::prepare_drain(host, processes, drain)?, Lease::Warden)
+            (target.clone(), kill::prepare_drain(host, processes, drain, context.others)?, Lease::Warden)
         }
         (None, _, target) => (target.clone(), Vec::new(), Lease::None),
     };

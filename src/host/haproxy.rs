@@ -10,10 +10,12 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
+/// What `set server … state maint` sets.
+const FORCED_MAINTENANCE: u32 = 0x01;
 /// The bit of a server's administrative state that `set server … state drain` sets.
 const FORCED_DRAIN: u32 = 0x08;
 /// Any kind of maintenance: forced, inherited, from the configuration, by DNS or a bad name.
-const MAINTENANCE: u32 = 0x01 | 0x02 | 0x04 | 0x20 | 0x40;
+const MAINTENANCE: u32 = FORCED_MAINTENANCE | 0x02 | 0x04 | 0x20 | 0x40;
 
 /// A backend of the HAProxy that answers on a stats socket.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -56,6 +58,17 @@ pub enum Aside {
     No,
     Draining,
     Maintenance,
+    /// Drains, and somebody or something keeps it in maintenance besides: discovery that does not find
+    /// it just now, another server that it follows. When that ends, the drain is still there.
+    Both,
+}
+
+impl Aside {
+    /// It was told to drain, whatever else keeps it from its work.
+    #[must_use]
+    pub fn drains(self) -> bool {
+        matches!(self, Self::Draining | Self::Both)
+    }
 }
 
 impl Server {
@@ -218,6 +231,9 @@ pub fn asides(pool: &Pool, answer: &str) -> Result<BTreeMap<String, Aside>, Stri
         }
         let admin: u32 = row[admin].parse().map_err(|_| strange())?;
         let aside = match admin {
+            // Forced maintenance takes the place of a drain.
+            admin if admin & FORCED_MAINTENANCE != 0 => Aside::Maintenance,
+            admin if admin & MAINTENANCE != 0 && admin & FORCED_DRAIN != 0 => Aside::Both,
             admin if admin & MAINTENANCE != 0 => Aside::Maintenance,
             admin if admin & FORCED_DRAIN != 0 => Aside::Draining,
             _ => Aside::No,
@@ -342,10 +358,11 @@ mod tests {
     #[test]
     fn administrative_states() {
         let text = "1\n# be_id be_name srv_id srv_name srv_addr srv_op_state srv_admin_state\n\
-                    3 web 1 s1 127.0.0.1 2 0\n3 web 2 s2 127.0.0.1 2 8\n3 web 3 s3 127.0.0.1 0 1\n\n";
+                    3 web 1 s1 127.0.0.1 2 0\n3 web 2 s2 127.0.0.1 2 8\n3 web 3 s3 127.0.0.1 0 1\n\
+                    3 web 4 s4 127.0.0.1 0 40\n\n";
         let states = asides(&pool(), text).unwrap();
         let states: Vec<_> = states.into_values().collect();
-        assert_eq!(states, [Aside::No, Aside::Draining, Aside::Maintenance]);
+        assert_eq!(states, [Aside::No, Aside::Draining, Aside::Maintenance, Aside::Both]);
         assert!(asides(&pool(), &text[..text.len() - 1]).is_err());
         assert!(asides(&pool(), "Can't find backend.\n\n").unwrap_err().contains("no backend"));
         assert!(is_name("web-1.a:b_c") && !is_name("a b") && !is_name("a;b") && !is_name(""));

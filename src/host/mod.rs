@@ -421,13 +421,13 @@ pub trait Host: Send + Sync {
         self.servers(pool).map(drop)
     }
 
-    /// Takes a server out of the rotation, its sessions excepted. What undoes it is
+    /// Takes servers out of the rotation, their sessions excepted, all within one time. What undoes it is
     /// [`Restore::Undrain`].
     ///
     /// # Errors
-    /// When the load balancer does not do it.
-    fn drain(&self, pool: &Pool, server: &str) -> Result<(), HostError> {
-        Err(HostError::Unavailable(format!("{}/{server} cannot be drained", pool.backend)))
+    /// When the load balancer does not do it; some may drain all the same.
+    fn drain(&self, pool: &Pool, servers: &[String]) -> Result<(), HostError> {
+        Err(HostError::Unavailable(format!("{servers:?} of {} cannot be drained", pool.backend)))
     }
 
     /// Names this boot of the host: a random number that the kernel drew.

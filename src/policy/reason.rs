@@ -35,6 +35,7 @@ pub enum Reason {
     TooManyTargets { targets: u32, limit: u32 },
     StepTooLong { step: String, duration_ms: u64, limit_ms: u64 },
     NothingMatches { step: String },
+    DrainUnseen { group: GroupName, backend: String },
     AllSpared { step: String, spared: u32 },
     PickRoundsToZero { step: String, matches: u32, percent: f64 },
     TooFewMatches { step: String, matches: u32, wanted: u32 },
@@ -187,6 +188,11 @@ impl fmt::Display for Reason {
                     "the target of step {step:?} matches nothing on this host, and nothing never means everything"
                 )
             }
+            Self::DrainUnseen { group, backend } => write!(
+                f,
+                "group {group} would not see that a server of the backend {backend} drains: only with \
+                 `ready = {{ haproxy = …, backend = {backend:?} }}` does its floor count what HAProxy has UP"
+            ),
             Self::AllSpared { step, spared } => write!(
                 f,
                 "all {spared} that step {step:?} matches are spared by the policy (`spare` of their group)"

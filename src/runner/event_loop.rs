@@ -87,7 +87,6 @@ struct Launch {
     schedule: String,
     slot: Timestamp,
     seed: u64,
-    leashed: bool,
 }
 
 type StartReply = oneshot::Sender<Result<Arc<RunView>, RequestError>>;
@@ -119,13 +118,16 @@ pub struct EventLoop<H> {
     halts_so_far: u64,
     releases: Vec<ReleaseReply>,
     /// Who waits for the schedules' memory to be written.
-    pauses: Vec<oneshot::Sender<bool>>,
+    pauses: Vec<oneshot::Sender<Option<bool>>>,
     stopping: bool,
     hurry: bool,
 }
 
 /// How long a halt's answer waits for the disk; after that it says that it is not durable (yet).
 const HALT_PATIENCE: Duration = Duration::from_millis(50);
+
+/// How long a scheduled run waits for its experiment to be read.
+const LIBRARY_PATIENCE: Duration = Duration::from_secs(30);
 
 /// Idempotency keys that are remembered without asking the journal.
 const REMEMBERED_KEYS: usize = 1_000;
@@ -187,7 +189,9 @@ impl<H: Host + 'static> EventLoop<H> {
 
     /// Runs until an order to stop has been carried out. Says how many faults are left stuck.
     pub async fn run(mut self) -> u32 {
-        self.perform(Effect::Remember(Box::new(self.parts.engine.agenda().memory().clone())));
+        if let Some(memory) = self.parts.engine.memory() {
+            self.perform(Effect::Remember(Box::new(memory.clone())));
+        }
         loop {
             let wake = self.next_wake();
             tokio::select! {
@@ -252,12 +256,14 @@ impl<H: Host + 'static> EventLoop<H> {
                     Ok(monitors) => {
                         self.parts.monitors.stop();
                         self.parts.monitors = monitors;
-                        self.parts.monitors.watch_freezes(&policy.freezes);
                         // What the old ones saw belongs to the old policy.
                         while let Ok(observation) = self.parts.observations.try_recv() {
                             self.observe(observation);
                         }
+                        let freezes = policy.freezes.clone();
                         self.handle(Event::Reload(policy));
+                        // Not before: what is seen belongs to the policy in force.
+                        self.parts.monitors.watch_freezes(&freezes);
                     }
                     Err(error) => tracing::error!(%error, "the policy stays as it was"),
                 }
@@ -304,8 +310,17 @@ impl<H: Host + 'static> EventLoop<H> {
                 }
             }
             Command::Pause { schedule, pause, reply } => {
+                let all = self.parts.engine.agenda().planned();
+                if !all.iter().any(|one| one.schedule.name == schedule) {
+                    let _ = reply.send(None);
+                    return;
+                }
                 self.pauses.push(reply);
                 self.handle(Event::Pause { schedule, pause });
+                // Nothing was to be written: it lasts as long as this agent.
+                for reply in self.pauses.drain(..) {
+                    let _ = reply.send(Some(false));
+                }
             }
             Command::Release { reply, .. } => {
                 self.releases.push(reply);
@@ -485,21 +500,39 @@ impl<H: Host + 'static> EventLoop<H> {
 
     /// Begins the run of a schedule, or says why not.
     fn launch(&mut self, launch: Launch, result: Result<Arc<Experiment>, String>) {
-        let Launch { schedule, slot, seed, leashed } = launch;
-        let result = result.map(|experiment| {
+        let Launch { schedule, slot, seed } = launch;
+        let may = self.parts.engine.may_begin(&schedule, slot, (self.parts.clock)());
+        let leashed = may.map(|planned| planned.schedule.leashed);
+        let result = result.and_then(|experiment| {
             let (caller, seed) = (format!("schedule:{schedule}"), Some(seed));
-            let request =
-                StartRequest { experiment, seed, plan: None, caller, idempotency: None, leashed };
-            self.start(request).id
+            let (plan, idempotency, leashed) = (None, None, leashed?);
+            let request = StartRequest { experiment, seed, plan, caller, idempotency, leashed };
+            Ok(self.start(request).id)
         });
         self.handle(Event::Launched { schedule, slot, result });
+    }
+
+    /// Reads an experiment of the library, on a thread that may wait for the disk, but not for ever.
+    fn load(&self, launch: Launch, experiment: String) {
+        let library = document::Library::new(&self.parts.engine.policy().experiments);
+        let notes = self.notes.0.clone();
+        let read = tokio::task::spawn_blocking(move || library.load(&experiment));
+        tokio::spawn(async move {
+            let result = match tokio::time::timeout(LIBRARY_PATIENCE, read).await {
+                Ok(Ok(Ok((experiment, _)))) => Ok(Arc::new(experiment)),
+                Ok(Ok(Err(error))) => Err(error.to_string()),
+                Ok(Err(error)) => Err(format!("reading the experiment failed: {error}")),
+                Err(_) => Err(format!("the experiment was not read within {LIBRARY_PATIENCE:?}")),
+            };
+            let _ = notes.send(Note::Loaded { launch, result });
+        });
     }
 
     fn remember(&mut self, memory: Memory) {
         let waiting = std::mem::take(&mut self.pauses);
         let answer = Box::new(move |stored| {
             for reply in waiting {
-                let _ = reply.send(stored);
+                let _ = reply.send(Some(stored));
             }
         });
         self.parts.scribe.write(Job::Remember { memory: Box::new(memory), answer });
@@ -579,16 +612,8 @@ impl<H: Host + 'static> EventLoop<H> {
                     self.store_halt(HaltView { durable: true, ..halt });
                 }
             }
-            Effect::Launch { schedule, slot, experiment, seed, leashed } => {
-                let library = document::Library::new(&self.parts.engine.policy().experiments);
-                let notes = self.notes.0.clone();
-                let launch = Launch { schedule, slot, seed, leashed };
-                tokio::task::spawn_blocking(move || {
-                    let result = library.load(&experiment);
-                    let result = result.map(|(experiment, _)| Arc::new(experiment));
-                    let result = result.map_err(|error| error.to_string());
-                    let _ = notes.send(Note::Loaded { launch, result });
-                });
+            Effect::Launch { schedule, slot, experiment, seed } => {
+                self.load(Launch { schedule, slot, seed }, experiment);
             }
             Effect::Remember(memory) => self.remember(*memory),
             Effect::Slot(slot) => tell_slot(&slot),

@@ -89,18 +89,45 @@ impl<H: Host> Hands<H> {
     ) -> Event {
         let open = self.open_undos();
         let exempt_ports = exempt_ports(policy);
-        let context = Context {
-            fault,
-            seed,
-            mark_mask: policy.network.mark_mask,
-            exempt_ports: &exempt_ports,
-            open: &open,
+        let prepare = || {
+            let others = self.others(policy, spec, target)?;
+            let context = Context {
+                fault,
+                seed,
+                mark_mask: policy.network.mark_mask,
+                exempt_ports: &exempt_ports,
+                open: &open,
+                others: &others,
+            };
+            fault::prepare(&*self.host, spec, target, &context).map(Box::new)
         };
-        let result = fault::prepare(&*self.host, spec, target, &context).map(Box::new);
+        let result = prepare();
         if let Ok(prepared) = &result {
             self.lock().insert(prepared.fault.clone(), prepared.undo.clone());
         }
         Event::Prepared { run, step, result }
+    }
+
+    /// The processes of all instances of groups that a drain is not meant for.
+    fn others(
+        &self,
+        policy: &Policy,
+        spec: &FaultSpec,
+        target: &Target,
+    ) -> Result<Vec<ProcessId>, HostError> {
+        let (FaultSpec::Kill(Kill { drain: Some(_), .. }), Target::Processes { processes }) =
+            (spec, target)
+        else {
+            return Ok(Vec::new());
+        };
+        let hit = |id: &ProcessId| processes.iter().any(|process| process.id == *id);
+        let mut others = Vec::new();
+        for group in &policy.groups {
+            let instances = self.host.instances(group)?.into_iter();
+            let rest = instances.filter(|instance| !instance.processes.iter().any(hit));
+            others.extend(rest.flat_map(|instance| instance.processes));
+        }
+        Ok(others)
     }
 
     /// The fault is over, or was never injected: its undo is not open any more.
@@ -230,6 +257,7 @@ impl<H: Host> Hands<H> {
             mark_mask: policy.network.mark_mask,
             exempt_ports: &exempt_ports,
             open: &open,
+            others: &[],
         };
         match (spec, net_spec(spec, &context)) {
             (FaultSpec::Pause(pause), _) if is_of_units(&pause.target.select, policy) => {

@@ -96,11 +96,12 @@ pub enum Command {
         caller: String,
         reply: oneshot::Sender<HaltView>,
     },
-    /// Pauses a schedule or resumes it; the answer says whether that is on disk.
+    /// Pauses a schedule or resumes it; the answer says whether that is on disk. `None`: there is none
+    /// of this name.
     Pause {
         schedule: String,
         pause: Option<Pause>,
-        reply: oneshot::Sender<bool>,
+        reply: oneshot::Sender<Option<bool>>,
     },
     /// Answers with the halt that was released, if there was one.
     Release {
@@ -231,17 +232,15 @@ impl Handle {
     /// # Errors
     /// When there is no such schedule, or the agent is stopping.
     pub async fn pause(&self, schedule: String, pause: Option<Pause>) -> Result<bool, RequestError> {
-        let known = self.snapshot().agenda.planned().iter().any(|one| one.schedule.name == schedule);
-        if !known {
-            return Err(RequestError::NotFound);
-        }
         let (name, wanted) = (schedule.clone(), pause.is_some());
-        let durable = self.ask(&self.urgent, |reply| Command::Pause { schedule, pause, reply }).await?;
-        // Whoever asks next sees it.
+        let answer = self.ask(&self.urgent, |reply| Command::Pause { schedule, pause, reply }).await?;
+        let durable = answer.ok_or(RequestError::NotFound)?;
+        // Whoever asks next sees it; somebody else may have changed it again by then.
         let mut snapshots = self.snapshot.clone();
         let seen =
             |snapshot: &Arc<Snapshot>| snapshot.agenda.memory().paused.contains_key(&name) == wanted;
-        snapshots.wait_for(seen).await.map_err(|_| RequestError::Stopping)?;
+        let seen = snapshots.wait_for(seen);
+        let _ = tokio::time::timeout(std::time::Duration::from_millis(100), seen).await;
         Ok(durable)
     }
 

@@ -240,10 +240,11 @@ fn obey(board: &Board, keys: &mut Keys, changes: &AtomicUsize, command: Command)
         }
         Command::Pause { schedule, pause, reply } => {
             count();
+            let mut known = false;
             update(board, |snapshot| {
-                Arc::make_mut(&mut snapshot.agenda).pause(&schedule, pause);
+                known = Arc::make_mut(&mut snapshot.agenda).pause(&schedule, pause);
             });
-            let _ = reply.send(true);
+            let _ = reply.send(known.then_some(true));
         }
         Command::Release { reply, .. } => {
             count();

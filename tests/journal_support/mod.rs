@@ -121,6 +121,7 @@ pub fn intent(
         mark_mask: 0xff00_0000,
         exempt_ports: &[22],
         open: &open,
+        others: &[],
     };
     // A network target is planned anew by `prepare`, whatever is given here.
     let nothing = Target::Processes { processes: vec![] };

@@ -1138,7 +1138,10 @@ fn policy(rng: &mut ChaCha12Rng, units: bool) -> Policy {
             } else {
                 ProcessSelector { name: Some(kind.to_owned()), ..ProcessSelector::default() }
             },
-            ready: ReadySource::Process,
+            ready: ReadySource::Haproxy {
+                pool: Pool { haproxy: "/sim".to_owned(), backend: "checkout".to_owned() },
+                within: Duration::from_millis(500),
+            },
             poll: Duration::from_millis(250),
             stale_after: Duration::from_secs(2),
             settle: Duration::from_millis(rng.random_range(200..3000)),

@@ -3,6 +3,7 @@
 //! Runs no program. Changes nothing but the administrative state of servers that it is named.
 
 use std::{
+    collections::BTreeMap,
     net::IpAddr,
     os::fd::OwnedFd,
     path::Path,
@@ -102,34 +103,35 @@ pub fn may_drain(pool: &Pool) -> Result<(), HostError> {
     )))
 }
 
-/// Takes a server out of the rotation; its sessions go on.
+/// Takes servers out of the rotation, all within one time; their sessions go on.
 ///
 /// # Errors
 /// When HAProxy does not do it.
-pub fn drain(pool: &Pool, server: &str) -> Result<(), HostError> {
-    set(pool, server, "drain", Instant::now() + PATIENCE)?.map_err(HostError::Unavailable)
+pub fn drain(pool: &Pool, servers: &[String]) -> Result<(), HostError> {
+    let deadline = Instant::now() + PATIENCE;
+    for server in servers {
+        set(pool, server, "drain", deadline)?.map_err(HostError::Unavailable)?;
+    }
+    Ok(())
 }
 
 /// Puts servers back that are draining; one result each, in order. Nobody there to ask, no such
-/// server, or one that does not drain any more: nothing is left to undo. A socket that hangs is
-/// asked once, not once for each server.
+/// server, or one that does not drain any more: nothing is left to undo. All of one socket within
+/// one time: who hangs there holds up no more than that, and the others are tried again later.
 pub fn undrain_all(items: &[Restore], done: &mut [Result<(), HostError>]) {
-    let mut hung: Vec<(&str, HostError)> = Vec::new();
+    let mut deadlines: BTreeMap<&str, Instant> = BTreeMap::new();
     for (at, item) in items.iter().enumerate() {
         let Restore::Undrain { pool, server } = item else { continue };
-        let known = hung.iter().find(|(socket, _)| *socket == pool.haproxy);
-        done[at] = match known {
-            Some((_, error)) => Err(error.clone()),
-            None => undrain(pool, server),
-        };
-        if let (Err(error), None) = (&done[at], known) {
-            hung.push((&pool.haproxy, error.clone()));
-        }
+        let deadline = deadlines.entry(&pool.haproxy).or_insert_with(|| Instant::now() + PATIENCE);
+        done[at] = undrain(pool, server, *deadline);
     }
 }
 
-fn undrain(pool: &Pool, server: &str) -> Result<(), HostError> {
-    let deadline = Instant::now() + PATIENCE;
+fn undrain(pool: &Pool, server: &str, deadline: Instant) -> Result<(), HostError> {
+    if Instant::now() >= deadline {
+        let message = format!("the HAProxy at {} did not answer in time for {server}", pool.haproxy);
+        return Err(HostError::Unavailable(message));
+    }
     for _ in 0..2 {
         let state = ask(pool, &format!("show servers state {}", pool.backend), deadline, PATIENCE);
         let state = match state {
@@ -138,7 +140,7 @@ fn undrain(pool: &Pool, server: &str) -> Result<(), HostError> {
             state => state?,
         };
         let states = haproxy::asides(pool, &state).map_err(HostError::Unavailable)?;
-        if states.get(server) != Some(&Aside::Draining) {
+        if !states.get(server).is_some_and(|aside| aside.drains()) {
             return Ok(());
         }
         match set(pool, server, "ready", deadline) {

@@ -243,8 +243,8 @@ impl Host for LinuxHost {
         haproxy::may_drain(pool)
     }
 
-    fn drain(&self, pool: &Pool, server: &str) -> Result<(), HostError> {
-        haproxy::drain(pool, server)
+    fn drain(&self, pool: &Pool, servers: &[String]) -> Result<(), HostError> {
+        haproxy::drain(pool, servers)
     }
 
     fn boot(&self) -> Result<String, HostError> {

@@ -456,11 +456,11 @@ impl Host for SimHost {
         Ok(world.balancer.servers(world.now))
     }
 
-    fn drain(&self, _: &Pool, server: &str) -> Result<(), HostError> {
+    fn drain(&self, _: &Pool, servers: &[String]) -> Result<(), HostError> {
         let mut world = self.world();
         world.failures.check(Verb::Balancer, "drain the server")?;
         let now = world.now;
-        world.balancer.drain(server, now)
+        servers.iter().try_for_each(|server| world.balancer.drain(server, now))
     }
 
     fn boot(&self) -> Result<String, HostError> {

@@ -20,7 +20,7 @@ use super::{
 };
 
 /// A slot that is noticed later than this was missed.
-const GRACE: SignedDuration = SignedDuration::from_secs(60);
+pub const GRACE: SignedDuration = SignedDuration::from_secs(60);
 
 /// A clock that goes back by more than this was wrong before.
 const CLOCK_WAS_WRONG: SignedDuration = SignedDuration::from_hours(24);
@@ -28,7 +28,7 @@ const CLOCK_WAS_WRONG: SignedDuration = SignedDuration::from_hours(24);
 /// Past slots that are remembered, of all schedules together.
 const KEPT_SLOTS: usize = 200;
 
-/// Slots that are counted one by one when many were missed.
+/// When more than these were missed at once, it is these: nobody counts them one by one.
 const MOST_MISSED: usize = 1_000;
 
 /// What survives a restart of the agent.
@@ -72,6 +72,16 @@ pub enum Outcome {
     Missed {
         slots: u32,
     },
+}
+
+/// How a schedule stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Place {
+    /// Its next slot is to come, or it has none.
+    Waits,
+    Due,
+    /// What is remembered of it is of no use: it begins anew, from now on.
+    Lost,
 }
 
 /// Slots of one schedule whose time has come.
@@ -138,13 +148,19 @@ impl Agenda {
             let own = || slots::own_seed(self.host_seed, &schedule.name);
             Planned { schedule: schedule.clone(), seed: schedule.seed.unwrap_or_else(own), next: None }
         };
-        self.planned = policy.schedules.iter().map(plan).collect();
+        let planned: Vec<Planned> = policy.schedules.iter().map(plan).collect();
+        let old = std::mem::replace(&mut self.planned, planned);
         let planned = &self.planned;
         self.memory.seen.retain(|name, _| planned.iter().any(|one| one.schedule.name == *name));
         for at in 0..self.planned.len() {
             let name = self.planned[at].schedule.name.clone();
-            // A schedule that is new, or was off, has missed nothing.
-            if !self.planned[at].schedule.enabled {
+            // A schedule that is new, was off, or had other times, has missed nothing.
+            let one = &self.planned[at];
+            let before = old.iter().find(|before| before.schedule.name == name);
+            let changed = before.is_some_and(|before| {
+                (&before.schedule.rhythm, before.seed) != (&one.schedule.rhythm, one.seed)
+            });
+            if changed || !one.schedule.enabled {
                 self.memory.seen.insert(name.clone(), now);
             }
             let since = *self.memory.seen.entry(name).or_insert(now);
@@ -157,29 +173,49 @@ impl Agenda {
         one.next = if one.schedule.enabled { slots::next(&one.schedule, one.seed, after) } else { None };
     }
 
+    /// Whether [`Agenda::due`] has anything to say or to mend.
+    #[must_use]
+    pub fn is_due(&self, now: Timestamp) -> bool {
+        self.planned.iter().any(|one| self.place(one, now) != Place::Waits)
+    }
+
+    fn place(&self, one: &Planned, now: Timestamp) -> Place {
+        let seen = self.memory.seen.get(&one.schedule.name).copied().unwrap_or(now);
+        let wrong = seen.duration_since(now) > CLOCK_WAS_WRONG;
+        // A draw that finds nothing in years, or one from a clock that was wrong, is tried again.
+        let old = now.duration_since(seen) > CLOCK_WAS_WRONG;
+        match one.next {
+            _ if !one.schedule.enabled => Place::Waits,
+            _ if wrong => Place::Lost,
+            None if old => Place::Lost,
+            Some(next) if next <= now => Place::Due,
+            _ => Place::Waits,
+        }
+    }
+
     /// The slots whose time has come. Each is told once.
     pub fn due(&mut self, now: Timestamp) -> Vec<Due> {
         let mut all = Vec::new();
         for at in 0..self.planned.len() {
-            let name = self.planned[at].schedule.name.clone();
-            let seen = self.memory.seen.get(&name).copied().unwrap_or(now);
-            if seen.duration_since(now) > CLOCK_WAS_WRONG {
-                self.memory.seen.insert(name, now);
-                self.plan_next(at, now);
+            let place = self.place(&self.planned[at], now);
+            if place == Place::Waits {
                 continue;
             }
             let one = &self.planned[at];
-            if one.next.is_none_or(|next| next > now) {
-                continue;
+            let name = one.schedule.name.clone();
+            let seen = self.memory.seen.get(&name).copied().unwrap_or(now);
+            if place == Place::Due {
+                let recent = now.checked_sub(GRACE).unwrap_or(now).max(seen);
+                let old = slots::slots(&one.schedule, one.seed, seen, recent, MOST_MISSED);
+                let mut new = slots::slots(&one.schedule, one.seed, recent, now, MOST_MISSED);
+                let on_time = new.pop();
+                let last = new.last().or(old.last()).copied();
+                let count = u32::try_from(old.len() + new.len()).unwrap_or(u32::MAX);
+                let missed = last.map(|last| (count, last));
+                all.push(Due { schedule: name.clone(), missed, now: on_time });
             }
-            let mut due = slots::slots(&one.schedule, one.seed, seen, now, MOST_MISSED);
-            let last = due.last().copied().unwrap_or(now);
-            self.memory.seen.insert(name.clone(), last);
-            self.plan_next(at, last);
-            let on_time = now.duration_since(last) <= GRACE;
-            let now = if on_time { due.pop() } else { None };
-            let missed = due.last().map(|last| (u32::try_from(due.len()).unwrap_or(u32::MAX), *last));
-            all.push(Due { schedule: name, missed, now });
+            self.memory.seen.insert(name, now);
+            self.plan_next(at, now);
         }
         all
     }

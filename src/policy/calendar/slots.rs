@@ -84,7 +84,10 @@ pub fn next(schedule: &Schedule, seed: u64, after: Timestamp) -> Option<Timestam
     match &schedule.rhythm {
         Rhythm::Cron { pattern, zone, window, .. } => next_cron(pattern, zone, window.as_ref(), after),
         Rhythm::Mean { days, least, window } => {
-            let horizon = after.checked_add((i64::from(HORIZON_DAYS) * 24).hours()).ok()?;
+            // Of a clock that is wrong by decades, too, something can be said.
+            let first = FIRST_DAY.to_zoned(jiff::tz::TimeZone::UTC).ok()?.timestamp();
+            let horizon = (i64::from(HORIZON_DAYS) * 24).hours();
+            let horizon = after.max(first).checked_add(horizon).ok()?;
             let mut draws = Draws::new(seed, *days, *least, window, after);
             draws.find(|slot| *slot > after).filter(|slot| *slot <= horizon)
         }

@@ -9,9 +9,15 @@ use serde_json::json;
 use uuid::Uuid;
 
 use crate::{
+    config::ReadySource,
     experiment::{Drain, FaultSpec, Kill, Late, Step},
     host::HostError,
-    policy::{limiter, time::Now},
+    policy::{
+        limiter::{self, Touch},
+        plan::Hit,
+        reason::Reason,
+        time::Now,
+    },
 };
 
 use super::{Effect, Effects, Engine, run::StepPhase, steps::time_in_force};
@@ -31,6 +37,24 @@ pub(super) fn drain_of(step: &Step) -> Option<&Drain> {
 }
 
 impl Engine {
+    /// A server that drains gets nothing, whoever listens behind it by then: its group must go by the
+    /// load balancer's own count, or the floor would hold on paper only.
+    pub(super) fn drain_is_seen(&self, step: &Step, hit: Hit) -> Result<Hit, Reason> {
+        let Some(Drain { pool, .. }) = drain_of(step) else { return Ok(hit) };
+        let sees = |touch: &Touch| {
+            let group = self.groups.get(&touch.group);
+            let source = group.map(|group| &group.policy.ready);
+            matches!(source, Some(ReadySource::Haproxy { pool: own, .. }) if own == pool)
+        };
+        match hit.touches.iter().find(|touch| !sees(touch)) {
+            Some(Touch { group, .. }) => {
+                let (group, backend) = (group.clone(), pool.backend.clone());
+                Err(Reason::DrainUnseen { group, backend })
+            }
+            None => Ok(hit),
+        }
+    }
+
     pub(super) fn on_drained(
         &mut self,
         id: Uuid,
@@ -88,7 +112,6 @@ impl Engine {
             let Some(run) = self.runs.get_mut(&id) else { return };
             let Some(prepared) = run.steps[step].prepared.clone() else { return };
             run.steps[step].phase = StepPhase::Injecting { deadline };
-            run.steps[step].spared = false;
             run.steps[step].deadline = Some(super::preflight::wall(deadline, now));
             run.dirty = true;
             out.push(Effect::Inject { run: id, step, prepared, deadline });

@@ -245,7 +245,6 @@ pub enum Effect {
         slot: Timestamp,
         experiment: String,
         seed: u64,
-        leashed: bool,
     },
     /// Make durable what must be known of schedules after a restart.
     Remember(Box<Memory>),

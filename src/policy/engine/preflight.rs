@@ -204,7 +204,10 @@ impl Engine {
         let mut by_step: BTreeMap<usize, _> = results.into_iter().collect();
         (0..experiment.steps.len())
             .map(|step| match by_step.remove(&step) {
-                Some(result) => hit_of(experiment, step, seed, result),
+                Some(result) => {
+                    let hit = hit_of(experiment, step, seed, result)?;
+                    self.drain_is_seen(&experiment.steps[step], hit)
+                }
                 None => Err(Reason::CannotResolve {
                     step: experiment.steps[step].name.clone(),
                     error: "it was not looked up".to_owned(),

@@ -8,8 +8,8 @@ use uuid::Uuid;
 
 use crate::policy::{
     calendar::{
-        Agenda, Outcome, Pause, Slot,
-        agenda::{Due, Planned},
+        Agenda, Memory, Outcome, Pause, Slot,
+        agenda::{Due, GRACE, Planned},
         slots,
     },
     time::Now,
@@ -31,9 +31,8 @@ impl Engine {
     }
 
     pub(super) fn schedules_on_time(&mut self, now: Now, out: &mut Effects) {
-        let waiting = |one: &Planned| one.next.is_none_or(|next| next > now.wall);
         // Of a copy only what changes is worth one.
-        if self.stopping || self.on_call || self.agenda.planned().iter().all(waiting) {
+        if self.stopping || self.on_call || !self.agenda.is_due(now.wall) {
             return;
         }
         for Due { schedule, missed, now: slot } in Arc::make_mut(&mut self.agenda).due(now.wall) {
@@ -49,33 +48,48 @@ impl Engine {
     }
 
     fn slot(&mut self, schedule: String, at: Timestamp, now: Now, out: &mut Effects) {
-        if let Some(why) = self.against_slot(&schedule, now) {
-            return self.tell(Slot { schedule, at, outcome: Outcome::Skipped { why } }, out);
-        }
-        let planned = self.agenda.planned().iter().find(|one| one.schedule.name == schedule);
-        let Some(Planned { schedule: spec, seed, .. }) = planned else { return };
+        let other = self.launching.as_ref();
+        let other = other.map(|(other, _)| format!("the schedule {other} was due at the same time"));
+        let spec = match other.map_or_else(|| self.may_begin(&schedule, at, now), Err) {
+            Ok(spec) => spec,
+            Err(why) => return self.tell(Slot { schedule, at, outcome: Outcome::Skipped { why } }, out),
+        };
         out.push(Effect::Launch {
             schedule: schedule.clone(),
             slot: at,
-            experiment: spec.experiment.clone(),
-            seed: slots::run_seed(*seed, at),
-            leashed: spec.leashed,
+            experiment: spec.schedule.experiment.clone(),
+            seed: slots::run_seed(spec.seed, at),
         });
         self.launching = Some((schedule, at));
     }
 
-    fn against_slot(&self, schedule: &str, now: Now) -> Option<String> {
+    /// The schedule, if its run may begin just now. It is asked when the slot is due and again when
+    /// the experiment was read: meanwhile things happen.
+    ///
+    /// # Errors
+    /// What stands against it, in words for people.
+    pub fn may_begin(&self, schedule: &str, at: Timestamp, now: Now) -> Result<&Planned, String> {
+        let planned = self.agenda.planned().iter().find(|one| one.schedule.name == schedule);
+        let planned = planned.filter(|one| one.schedule.enabled);
+        let planned = planned.ok_or("the policy has no such schedule any more")?;
+        if now.wall.duration_since(at) > GRACE {
+            return Err("its time was over before it could begin".to_owned());
+        }
+        if planned.schedule.window().is_some_and(|window| !window.is_open(now.wall)) {
+            return Err("its window closed before it could begin".to_owned());
+        }
         if let Some(why) = self.agenda.held_back(schedule) {
-            return Some(why);
+            return Err(why);
         }
         if let Some(reason) = self.against_all(now) {
-            return Some(reason.to_string());
+            return Err(reason.to_string());
         }
-        if let Some((other, _)) = &self.launching {
-            return Some(format!("the schedule {other} was due at the same time"));
+        match self.runs.values().find(|run| run.is_active()) {
+            Some(run) => {
+                Err(format!("run {} is active, and a schedule never runs beside another run", run.id))
+            }
+            None => Ok(planned),
         }
-        let run = self.runs.values().find(|run| run.is_active())?;
-        Some(format!("run {} is active, and a schedule never runs beside another run", run.id))
     }
 
     pub(super) fn launched(
@@ -99,8 +113,14 @@ impl Engine {
         self.remember(out);
     }
 
+    /// What an agent after this one must know of schedules, if it is this one's to say.
+    #[must_use]
+    pub fn memory(&self) -> Option<&Memory> {
+        (!self.on_call).then(|| self.agenda.memory())
+    }
+
     pub(super) fn remember(&mut self, out: &mut Effects) {
-        out.push(Effect::Remember(Box::new(self.agenda.memory().clone())));
+        out.extend(self.memory().map(|memory| Effect::Remember(Box::new(memory.clone()))));
     }
 
     fn tell(&mut self, slot: Slot, out: &mut Effects) {

@@ -88,7 +88,8 @@ impl Engine {
         out: &mut Effects,
     ) {
         let Some(run) = self.runs.get(&id) else { return };
-        let hit = hit_of(&run.experiment, step, run.seed, result);
+        let hit = hit_of(&run.experiment, step, run.seed, result)
+            .and_then(|hit| self.drain_is_seen(run.spec(step), hit));
         self.step_found(id, step, hit, now, out);
     }
 
@@ -319,6 +320,8 @@ impl Engine {
         if result != Err(HostError::Stopped) {
             state.injected_at = Some(now.wall);
         }
+        // Nobody was signalled where it was not even begun.
+        state.spared &= matches!(result, Err(HostError::Stopped | HostError::Unavailable(_)));
         match result {
             Ok(injection) => {
                 state.injection = injection;
