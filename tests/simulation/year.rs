@@ -312,3 +312,57 @@ fn a_year_of_schedules() {
     println!("{started} started, {skipped} skipped, {missed} missed");
     assert!(started > 1_000 && skipped > 100 && missed > 100, "{started} {skipped} {missed}");
 }
+
+/// An engine whose world is all right, and a clock.
+fn calm(seed: u64) -> Year {
+    let mut year = Year::new(seed);
+    (year.events, year.holds) = (Vec::new(), true);
+    year.look();
+    year
+}
+
+/// The launches of the days that follow, with nothing else happening.
+fn days(year: &mut Year, days: u32) -> usize {
+    let before = year.launched.len();
+    for _ in 0..days * 24 * 12 {
+        year.pass(Duration::from_secs(300));
+        year.look();
+        year.tell(Event::Tick);
+    }
+    year.launched.len() - before
+}
+
+#[test]
+fn a_clock_that_was_a_year_ahead_runs_nothing_twice_and_stops_nothing_for_good() {
+    let mut year = calm(1);
+    year.pass(Duration::from_hours(1));
+    let right = year.now.wall;
+    year.now.wall += SignedDuration::from_hours(24 * 365);
+    year.look();
+    year.tell(Event::Tick);
+    assert_eq!(year.launched, [], "what the leap passed over was missed");
+    year.now.wall = right;
+    let told = year.told.len();
+    days(&mut year, 7);
+    let daily = year.told[told..].iter().filter(|slot| slot.schedule == "daily").count();
+    assert_eq!(daily, 7, "{:?}", &year.told[told..]);
+}
+
+#[test]
+fn what_comes_between_a_slot_and_its_run_keeps_it_from_running() {
+    let mut year = calm(2);
+    // Half past two in Berlin.
+    year.pass(Duration::from_mins(90));
+    let slot = year.now.wall;
+    assert!(year.engine.may_begin("daily", slot, year.now).is_ok());
+    let (reason, by) = ("so".to_owned(), "somebody".to_owned());
+    let pause = Some(Pause { reason, by, since: slot });
+    year.tell(Event::Pause { schedule: "daily".to_owned(), pause });
+    let held = year.engine.may_begin("daily", slot, year.now).map(|_| ());
+    assert!(held.is_err_and(|why| why.contains("paused")));
+    year.tell(Event::Pause { schedule: "daily".to_owned(), pause: None });
+    assert!(year.engine.may_begin("daily", slot, year.now).is_ok());
+    year.pass(Duration::from_secs(61));
+    let late = year.engine.may_begin("daily", slot, year.now).map(|_| ());
+    assert!(late.is_err_and(|why| why.contains("its time was over")));
+}
