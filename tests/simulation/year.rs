@@ -165,8 +165,8 @@ impl Year {
         let outcome = if self.holds { Ok(()) } else { Err("it fires".to_owned()) };
         let sight = Sight::Checked { outcome, at: self.now.mono };
         self.tell(Event::Seen { freeze: "condition".to_owned(), sight });
-        let until = self.now.wall + SignedDuration::from_hours(24 * 30);
-        let sight = Sight::Events { spans: Ok(self.events.clone()), until };
+        let (from, until) = (self.now.wall, self.now.wall + SignedDuration::from_hours(24 * 30));
+        let sight = Sight::Events { spans: Ok(self.events.clone()), from, until };
         self.tell(Event::Seen { freeze: "events".to_owned(), sight });
     }
 

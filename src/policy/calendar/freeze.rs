@@ -30,8 +30,8 @@ impl Span {
 /// What was last seen of what a freeze goes by.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Sight {
-    /// The events of a file, or why they cannot be known. They reach up to `until`.
-    Events { spans: Result<Vec<Event>, String>, until: Timestamp },
+    /// The events of a file, or why they cannot be known. They reach from `from` up to `until`.
+    Events { spans: Result<Vec<Event>, String>, from: Timestamp, until: Timestamp },
     /// An answer to a condition, and when it was asked.
     Checked { outcome: Result<(), String>, at: Moment },
 }
@@ -73,8 +73,12 @@ fn one(freeze: &Freeze, sight: Option<&Sight>, now: Now) -> Option<Frozen> {
             span.contains(now.wall).then_some(()).and_then(|()| frozen(Some(*until), None))
         }
         (When::Weekly(window), _) => frozen(Some(window.closed_around(now.wall)?.until), None),
-        (When::Calendar { path, .. }, Some(Sight::Events { spans, until })) => match spans {
+        (When::Calendar { path, .. }, Some(Sight::Events { spans, from, until })) => match spans {
             Err(error) => frozen(None, Some(error.clone())),
+            Ok(_) if now.wall < *from => {
+                let path = path.display();
+                frozen(None, Some(format!("{path} was not read since the clock went back")))
+            }
             Ok(_) if now.wall >= *until => {
                 frozen(None, Some(format!("{} was not read again in time", path.display())))
             }

@@ -338,22 +338,24 @@ fn what_is_not_known_is_frozen() {
     assert_eq!(name_of(holidays, &sights, start).as_deref(), Some("holidays"));
     assert_eq!(name_of(outage, &sights, start).as_deref(), Some("outage"));
 
-    let until = at("2026-12-22T00:00Z");
+    let (from, until) = (at("2026-11-21T23:00Z"), at("2026-12-22T00:00Z"));
     let span = Span { from: at("2026-11-26T00:00Z"), until: at("2026-11-27T00:00Z") };
     let event = Event { title: "Thanksgiving".to_owned(), span };
-    sights.insert("holidays".to_owned(), Sight::Events { spans: Ok(vec![event]), until });
+    sights.insert("holidays".to_owned(), Sight::Events { spans: Ok(vec![event]), from, until });
     let checked = |outcome, at| Sight::Checked { outcome, at };
     sights.insert("outage".to_owned(), checked(Ok(()), start.mono));
     assert_eq!(name_of(&freezes, &sights, start), None);
     let there = frozen(holidays, &sights, now("2026-11-26T12:00Z", 0)).unwrap();
     assert_eq!((there.until, there.because.as_deref()), (Some(span.until), Some("Thanksgiving")));
     // What was read reaches only so far, and an answer holds only so long.
+    assert_eq!(name_of(holidays, &sights, now("2026-11-21T23:00Z", 0)), None);
+    assert_eq!(name_of(holidays, &sights, now("2026-11-21T22:59Z", 0)).as_deref(), Some("holidays"));
     assert_eq!(name_of(holidays, &sights, now("2026-12-22T00:00Z", 0)).as_deref(), Some("holidays"));
     assert_eq!(name_of(outage, &sights, now("2026-11-22T00:00Z", 1_089)), None);
     assert_eq!(name_of(outage, &sights, now("2026-11-22T00:00Z", 1_091)).as_deref(), Some("outage"));
 
     sights.insert("outage".to_owned(), checked(Err("it fires".to_owned()), start.mono));
-    let unreadable = Sight::Events { spans: Err("cut off".to_owned()), until };
+    let unreadable = Sight::Events { spans: Err("cut off".to_owned()), from, until };
     sights.insert("holidays".to_owned(), unreadable);
     for (freezes, why) in [(outage, "it fires"), (holidays, "cut off")] {
         assert_eq!(frozen(freezes, &sights, start).unwrap().because.as_deref(), Some(why));
