@@ -37,7 +37,7 @@ pub const PROBES: [(&str, &str); 26] = [
 ];
 
 /// Names, and what a group has for `ready`.
-pub const SOURCES: [(&str, &str); 12] = [
+pub const SOURCES: [(&str, &str); 14] = [
     ("backend of what", "{ haproxy = \"be\" }"),
     ("alerts are no count", "{ alertmanager = \"http://a/\" }"),
     ("total without count", "{ http = \"http://a/\", total = \"/a\" }"),
@@ -46,6 +46,11 @@ pub const SOURCES: [(&str, &str); 12] = [
     ("status twice", "{ http = \"http://a/\", status = 200, expect = { body = \"a\" } }"),
     ("records that are no instances", "{ dns = \"a.test\", type = \"TXT\" }"),
     ("no query", "{ prometheus = \"http://a/\" }"),
+    ("settles before a scrape", "{ prometheus = \"http://a/\", query = \"sum(up)\" }"),
+    (
+        "settles before a scrape, both said",
+        "{ prometheus = \"http://a/\", query = \"sum(up)\", max_age = \"30s\" }\nsettle = \"20s\"",
+    ),
     ("age of a sum", "{ prometheus = \"http://a/\", query = \"sum(up)\", fresh = \"sum(up)\" }"),
     ("slow source, named late", "{ dns = \"a.test\", within = \"3s\" }"),
     ("no backend", "{ haproxy = \"/run/h.sock\" }"),

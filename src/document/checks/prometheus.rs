@@ -130,6 +130,10 @@ fn root(node: &Node, report: &Report) -> Read<String> {
 }
 
 fn max_age(table: &Table<'_>) -> Read<Duration> {
+    if table.meant("max_age") {
+        // What is compared with it has nothing to say about the default.
+        return Err(Failed);
+    }
     let spans = values::duration(Duration::from_millis(100)..=Duration::from_hours(1));
     table.or("max_age", MAX_AGE, spans)
 }
