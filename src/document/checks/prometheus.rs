@@ -33,7 +33,7 @@ static SELECTOR: LazyLock<Regex> = LazyLock::new(|| {
     let matcher = format!(r"[A-Za-z_][A-Za-z0-9_]*\s*(=|!=|=~|!~)\s*({value})");
     let matchers = format!(r"{matcher}(\s*,\s*{matcher})*(\s*,)?");
     let name = "[A-Za-z_:][A-Za-z0-9_:]*";
-    let selector = format!(r"\A\s*({name}(\s*\{{\s*({matchers})?\s*\}})?|\{{\s*{matchers}\s*\}})\s*\z");
+    let selector = format!(r"^\s*({name}(\s*\{{\s*({matchers})?\s*\}})?|\{{\s*{matchers}\s*\}})\s*$");
     Regex::new(&selector).unwrap_or_else(|error| unreachable!("{error}"))
 });
 
@@ -199,6 +199,13 @@ fn watchdog(node: &Node, report: &Report) -> Read<Option<Labels>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_schema_says_the_same() {
+        let schema = include_str!("../../api/documents.schema.json");
+        let pattern = serde_json::to_string(SELECTOR.as_str()).expect("text");
+        assert_eq!(schema.matches(&format!("\"pattern\": {pattern}\n")).count(), 2, "{pattern}");
+    }
 
     #[test]
     fn only_a_plain_selector_has_an_age() {
