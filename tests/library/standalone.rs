@@ -293,7 +293,8 @@ fn ctrl_c_and_sigterm_abort_and_wait_for_the_undo() {
         let bench = Bench::new(None, false);
         let mut run = bench.begun(&bench.pause());
         let agent = bench.agent();
-        assert_eq!(bench.paused(), 1);
+        // To be told to stop is not yet to have stopped.
+        eventually("one is paused", || bench.paused() == 1);
         send(run.id(), signal);
         assert_eq!(run.wait().expect("ends").code(), Some(4), "{}", rest(&mut run));
         assert_eq!(bench.paused(), 0, "not before it was undone");
