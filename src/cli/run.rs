@@ -22,14 +22,22 @@ use crate::{
 /// When the file is not valid, or the agent does not take the run.
 pub async fn run(client: &Client, args: &Run, ui: &Ui) -> Outcome {
     let document = source::experiment(&args.experiment, ui)?;
-    play(client, &document, args, ui).await
+    // From here on Ctrl-C must not leave a run behind that nobody follows.
+    let mut interrupts = Interrupts::new()?;
+    play(client, &document, args, &mut interrupts, ui).await
 }
 
-/// The same, of a document that was read.
+/// The same, of a document that was read; the interrupts abort it.
 ///
 /// # Errors
 /// When the agent does not take the run.
-pub async fn play(client: &Client, document: &Document, args: &Run, ui: &Ui) -> Outcome {
+pub async fn play(
+    client: &Client,
+    document: &Document,
+    args: &Run,
+    interrupts: &mut Interrupts,
+    ui: &Ui,
+) -> Outcome {
     let start = Start {
         seed: args.seed,
         plan: args.plan.clone(),
@@ -38,8 +46,6 @@ pub async fn play(client: &Client, document: &Document, args: &Run, ui: &Ui) -> 
             args.idempotency_key.clone().unwrap_or_else(|| Uuid::now_v7().to_string()),
         ),
     };
-    // From here on Ctrl-C must not leave a run behind that nobody follows.
-    let mut interrupts = Interrupts::new()?;
     let run = begin(client, document, &start).await?;
     if args.detach {
         if ui.json {
@@ -53,7 +59,7 @@ pub async fn play(client: &Client, document: &Document, args: &Run, ui: &Ui) -> 
         ui.say(format!("run {}: {}", run.id, run.title));
     }
     let id = run.id;
-    match follow(client, ui, run, &mut interrupts, OnInterrupt::Abort).await? {
+    match follow(client, ui, run, interrupts, OnInterrupt::Abort).await? {
         Followed::Finished(run) => conclude(client, &run, ui).await,
         Followed::Left => {
             if ui.json {

@@ -60,22 +60,33 @@ pub async fn run(args: &Run, config: &Path, global: &Global, ui: &Ui) -> Outcome
     let document = source::experiment(&args.experiment, ui)?;
     let policy = recover::policy(config, ui)?;
     free(&policy, config)?;
-    let mut agent = Agent::start(config, global).await?;
+    // The same ones to the end: what comes between two waits is heard by the second.
+    let mut interrupts = Interrupts::new()?;
+    let mut agent = Agent::start(config, global, &mut interrupts).await?;
     let client = Client::on_socket(&policy.api.socket)?;
     let outcome = tokio::select! {
         outcome = async {
-            agent_sees(&client, &policy).await;
-            run::play(&client, &document, args, ui).await
+            tokio::select! {
+                biased;
+                () = interrupts.recv() => return Err(interrupted()),
+                () = agent_sees(&client, &policy) => {}
+            }
+            run::play(&client, &document, args, &mut interrupts, ui).await
         } => Some(outcome),
         _ = agent.child.wait() => None,
     };
-    let status = agent.stop(ui).await?;
+    let status = agent.stop(&mut interrupts, ui).await?;
     match (outcome, status.code()) {
         (Some(outcome), Some(0)) => outcome,
         (Some(Ok(_)), Some(code)) if code == i32::from(Exit::Stuck.code()) => Ok(Exit::Stuck),
         (Some(Err(failure)), Some(_)) => Err(failure),
         _ => Err(died(status, &policy, config)),
     }
+}
+
+fn interrupted() -> Failure {
+    let message = "interrupted before the run began".to_owned();
+    Failure { exit: Exit::Aborted, message, document: None }
 }
 
 /// Makes sure that no agent has this state or this socket, and that a journal can be kept.
@@ -126,9 +137,12 @@ struct Agent {
 
 impl Agent {
     /// Starts it, and waits until it serves.
-    async fn start(config: &Path, global: &Global) -> Result<Self, Failure> {
+    async fn start(
+        config: &Path,
+        global: &Global,
+        interrupts: &mut Interrupts,
+    ) -> Result<Self, Failure> {
         let failed = |why: String| Failure::failed(format!("failed to start an agent: {why}"));
-        let mut interrupts = Interrupts::new()?;
         let (address, notices) = manager().map_err(|error| failed(error.to_string()))?;
         // This very program, even if its file was replaced since.
         let mut command = Command::new("/proc/self/exe");
@@ -157,10 +171,7 @@ impl Agent {
                 let message = "the agent of this run did not start".to_owned();
                 return Err(Failure { exit, message, document: None });
             }
-            () = interrupts.recv() => {
-                let message = "interrupted before the run began".to_owned();
-                Failure { exit: Exit::Aborted, message, document: None }
-            }
+            () = interrupts.recv() => interrupted(),
             () = sleep(START) => failed(format!("it was not ready within {} s", START.as_secs())),
         };
         own.order_stop();
@@ -169,8 +180,7 @@ impl Agent {
     }
 
     /// Stops it, and waits until it has undone everything. An interrupt makes it hurry.
-    async fn stop(&mut self, ui: &Ui) -> Result<ExitStatus, Failure> {
-        let mut interrupts = Interrupts::new()?;
+    async fn stop(&mut self, interrupts: &mut Interrupts, ui: &Ui) -> Result<ExitStatus, Failure> {
         self.order_stop();
         let until = Instant::now() + STOP;
         loop {

@@ -72,6 +72,7 @@ pub fn group(node: &Node, report: &Report) -> Read<GroupPolicy> {
         spare: spare?,
     };
     check_staleness(&table, &group);
+    check_settling(&table, &group);
     if group.ready == ReadySource::Systemd && group.members.unit.is_none() {
         let node = table.node("ready").unwrap_or(table.node);
         let message = "whose units? systemd can only be asked about members that are selected by unit";
@@ -112,6 +113,24 @@ fn check_staleness(table: &Table<'_>, group: &GroupPolicy) {
         show_duration(group.stale_after),
     );
     table.report.advise(node, message, "raise `stale_after`, or lower the other two");
+}
+
+/// A removal is taken to show in what is asked `settle` after it: an older sample may not pass for that.
+fn check_settling(table: &Table<'_>, group: &GroupPolicy) {
+    let ReadySource::Prometheus { server, .. } = &group.ready else { return };
+    if group.settle >= server.max_age || table.meant("settle") {
+        return;
+    }
+    let node = ["settle", "ready"].into_iter().find_map(|key| table.node(key)).unwrap_or(table.node);
+    let (settle, max_age) = (show_duration(group.settle), show_duration(server.max_age));
+    let message = format!(
+        "what prometheus says may be {max_age} old (`max_age`), and a removal is taken to show in it \
+         after {settle} (`settle`)"
+    );
+    let help = format!(
+        "`settle = \"{max_age}\"`, or a shorter `max_age`: two intervals at which the group is scraped"
+    );
+    table.report.advise(node, message, help);
 }
 
 fn removal(node: &Node, report: &Report) -> Read<Removal> {

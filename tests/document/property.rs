@@ -102,12 +102,18 @@ fn alerts() -> impl Strategy<Value = Vec<Labels>> {
     vec(alert, 1..3)
 }
 
+/// What Prometheus tells an age of.
+fn series() -> impl Strategy<Value = String> {
+    "[a-z_:]{1,9} ?(\\{( ?[a-z_]{1,5} ?(=|!=|=~|!~) ?\"[^\"\\\\\\p{Cc}]{0,9}\",?)?\\})?"
+}
+
 fn metrics() -> impl Strategy<Value = Check> {
-    let server =
-        (headers(), line(), span(60_000), span(60_000)).prop_map(|(headers, fresh, max_age, within)| {
+    let server = (headers(), series(), span(60_000), span(60_000)).prop_map(
+        |(headers, fresh, max_age, within)| {
             let max_age = max_age + Duration::from_millis(100);
             Prometheus { url: "http://127.0.0.1:9090/x".to_owned(), headers, fresh, max_age, within }
-        });
+        },
+    );
     (server, line(), bounds(), alerts(), 0..3, any::<bool>()).prop_map(
         |(server, query, bounds, quiet, which, watched)| match which {
             0 => Check::Prometheus { server, query, bounds },

@@ -86,6 +86,7 @@ name = "scraped"
 floor = 1
 expected = 4
 members = { name = "scraped" }
+settle = "30s"
 
 [group.ready]
 prometheus = "http://127.0.0.1:9090"

@@ -1,7 +1,7 @@
 //! Probes and readiness sources that are wrong, for `golden`.
 
 /// Names, and the keys of a probe.
-pub const PROBES: [(&str, &str); 24] = [
+pub const PROBES: [(&str, &str); 26] = [
     ("pointer that is none", "http = \"http://a/\"\nexpect = { json = { ready = 3 } }"),
     ("pointer to null", "http = \"http://a/\"\nexpect = { json = { \"/a\" = [] } }"),
     ("expects nothing", "http = \"http://a/\"\nexpect = { json = { \"/a\" = {} } }"),
@@ -26,13 +26,18 @@ pub const PROBES: [(&str, &str); 24] = [
         "bounds that cross",
         "prometheus = \"http://a/\"\nquery = \"up\"\nexpect = { at_least = 3, at_most = 2 }",
     ),
+    (
+        "age of an expression",
+        "prometheus = \"http://a/\"\nquiet = \"Down\"\nfresh = \"sum(up{job='checkout'})\"",
+    ),
+    ("age of a range", "prometheus = \"http://a/\"\nquiet = \"Down\"\nfresh = \"up[5m]\""),
     ("path of the API", "prometheus = \"http://a/api/v1\"\nquiet = \"Down\""),
     ("alert without a name", "prometheus = \"http://a/\"\nquiet = { job = \"a\" }"),
     ("no watchdog", "alertmanager = \"http://a/\"\nquiet = \"Down\""),
 ];
 
 /// Names, and what a group has for `ready`.
-pub const SOURCES: [(&str, &str); 11] = [
+pub const SOURCES: [(&str, &str); 14] = [
     ("backend of what", "{ haproxy = \"be\" }"),
     ("alerts are no count", "{ alertmanager = \"http://a/\" }"),
     ("total without count", "{ http = \"http://a/\", total = \"/a\" }"),
@@ -41,6 +46,12 @@ pub const SOURCES: [(&str, &str); 11] = [
     ("status twice", "{ http = \"http://a/\", status = 200, expect = { body = \"a\" } }"),
     ("records that are no instances", "{ dns = \"a.test\", type = \"TXT\" }"),
     ("no query", "{ prometheus = \"http://a/\" }"),
+    ("settles before a scrape", "{ prometheus = \"http://a/\", query = \"sum(up)\" }"),
+    (
+        "settles before a scrape, both said",
+        "{ prometheus = \"http://a/\", query = \"sum(up)\", max_age = \"30s\" }\nsettle = \"20s\"",
+    ),
+    ("age of a sum", "{ prometheus = \"http://a/\", query = \"sum(up)\", fresh = \"sum(up)\" }"),
     ("slow source, named late", "{ dns = \"a.test\", within = \"3s\" }"),
     ("no backend", "{ haproxy = \"/run/h.sock\" }"),
     ("backend of nobody", "{ tcp = 80, backend = \"web\" }"),

@@ -5,7 +5,7 @@
 use std::{
     fs,
     io::{BufRead as _, BufReader, Read as _},
-    os::unix::{fs::PermissionsExt as _, process::CommandExt as _},
+    os::unix::{fs::PermissionsExt as _, net::UnixStream, process::CommandExt as _},
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
     sync::atomic::{AtomicU32, Ordering},
@@ -14,6 +14,7 @@ use std::{
 
 use nix::sys::signal::Signal;
 use serde_json::Value;
+use vervet::{journal::Journal, runner::History as _};
 
 use crate::harness::send;
 
@@ -292,11 +293,40 @@ fn ctrl_c_and_sigterm_abort_and_wait_for_the_undo() {
         let bench = Bench::new(None, false);
         let mut run = bench.begun(&bench.pause());
         let agent = bench.agent();
-        assert_eq!(bench.paused(), 1);
+        // To be told to stop is not yet to have stopped.
+        eventually("one is paused", || bench.paused() == 1);
         send(run.id(), signal);
         assert_eq!(run.wait().expect("ends").code(), Some(4), "{}", rest(&mut run));
         assert_eq!(bench.paused(), 0, "not before it was undone");
         assert!(!is_agent(agent), "the agent has ended first");
+        bench.assert_nothing_left();
+    }
+}
+
+#[test]
+fn interrupted_before_the_groups_are_seen_nothing_begins() {
+    for signal in [Signal::SIGINT, Signal::SIGTERM] {
+        let bench = Bench::new(None, false);
+        let config = bench.path("vervet.toml");
+        let policy = fs::read_to_string(&config).expect("read");
+        let blind = "ready = { command = [\"/bin/false\"] }\nstale_after = \"10s\"";
+        fs::write(&config, policy.replace("stale_after = \"5s\"", blind)).expect("written");
+        let mut run = bench.run(&bench.kill(1), &[]);
+        let mut run = run.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("starts");
+        eventually("the agent serves", || UnixStream::connect(bench.path("sock")).is_ok());
+        // It has said so by now, and its groups are waited for.
+        std::thread::sleep(Duration::from_millis(500));
+        let sent = Instant::now();
+        send(run.id(), signal);
+        assert_eq!(run.wait().expect("ends").code(), Some(4), "{}", rest(&mut run));
+        assert!(sent.elapsed() < Duration::from_secs(8), "it waited for the groups");
+        let text = rest(&mut run);
+        assert!(text.contains("interrupted before the run began"), "{text}");
+        assert!(!is_agent(bench.agent()), "the agent has ended first");
+        let journal = Journal::open(&bench.path("state")).expect("opens");
+        let runs = journal.reader().expect("opens").list(None, 9).expect("read");
+        assert!(runs.is_empty(), "nothing of it is in the history: {runs:?}");
+        drop(journal);
         bench.assert_nothing_left();
     }
 }

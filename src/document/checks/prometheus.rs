@@ -1,7 +1,9 @@
 //! Reads what is asked of a Prometheus or an Alertmanager: the value of a query, or that alerts are
 //! quiet.
 
-use std::time::Duration;
+use std::{sync::LazyLock, time::Duration};
+
+use regex::Regex;
 
 use super::{
     super::{
@@ -23,6 +25,17 @@ const MAX_AGE: Duration = Duration::from_mins(2);
 
 /// Of every target there is one after each scrape, whether it went well or not.
 const FRESH: &str = "up";
+
+/// A name, matchers of labels, or both. Of anything else `timestamp()` gives the time at which it was
+/// asked, and the age would be zero whenever the last sample came.
+static SELECTOR: LazyLock<Regex> = LazyLock::new(|| {
+    let value = r#""([^"\\\n]|\\[^\n])*"|'([^'\\\n]|\\[^\n])*'|`[^`]*`"#;
+    let matcher = format!(r"[A-Za-z_][A-Za-z0-9_]*\s*(=|!=|=~|!~)\s*({value})");
+    let matchers = format!(r"{matcher}(\s*,\s*{matcher})*(\s*,)?");
+    let name = "[A-Za-z_:][A-Za-z0-9_:]*";
+    let selector = format!(r"^\s*({name}(\s*\{{\s*({matchers})?\s*\}})?|\{{\s*{matchers}\s*\}})\s*$");
+    Regex::new(&selector).unwrap_or_else(|error| unreachable!("{error}"))
+});
 
 const MOST_ALERTS: usize = 32;
 const MOST_LABELS: usize = 16;
@@ -102,7 +115,7 @@ fn of_quiet(table: &Table<'_>) -> Read<(Duration, Duration)> {
 fn server(table: &Table<'_>, max_age: Read<Duration>, within: Read<Duration>) -> Read<Prometheus> {
     let url = table.need("prometheus", "", root);
     let headers = table.or("headers", Headers::new(), http::headers);
-    let fresh = table.or("fresh", FRESH.to_owned(), query);
+    let fresh = table.or("fresh", FRESH.to_owned(), selector);
     Ok(Prometheus { url: url?, headers: headers?, fresh: fresh?, max_age: max_age?, within: within? })
 }
 
@@ -117,12 +130,28 @@ fn root(node: &Node, report: &Report) -> Read<String> {
 }
 
 fn max_age(table: &Table<'_>) -> Read<Duration> {
+    if table.meant("max_age") {
+        // What is compared with it has nothing to say about the default.
+        return Err(Failed);
+    }
     let spans = values::duration(Duration::from_millis(100)..=Duration::from_hours(1));
     table.or("max_age", MAX_AGE, spans)
 }
 
 fn query(node: &Node, report: &Report) -> Read<String> {
     values::string(node, report, "a query in PromQL").map(str::to_owned)
+}
+
+/// What has samples of its own, whose age can be told.
+fn selector(node: &Node, report: &Report) -> Read<String> {
+    let text = values::string(node, report, "a selector in PromQL")?;
+    if SELECTOR.is_match(text) {
+        return Ok(text.to_owned());
+    }
+    let message = "prometheus only tells how old the samples of a plain selector are";
+    let help = "a name, labels or both, such as \"up{job='checkout'}\"; what a function, operator, range or \
+                offset gives seems new at any time";
+    Err(report.advise(node, message, help))
 }
 
 fn quiet(node: &Node, report: &Report) -> Read<Vec<Labels>> {
@@ -164,5 +193,61 @@ fn watchdog(node: &Node, report: &Report) -> Read<Option<Labels>> {
             Err(report.error(node, "which one? write the name of an alert that always fires"))
         }
         _ => alert(node, report).map(Some),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_schema_says_the_same() {
+        let schema = include_str!("../../api/documents.schema.json");
+        let pattern = serde_json::to_string(SELECTOR.as_str()).expect("text");
+        assert_eq!(schema.matches(&format!("\"pattern\": {pattern}\n")).count(), 2, "{pattern}");
+    }
+
+    #[test]
+    fn only_a_plain_selector_has_an_age() {
+        for text in [
+            "up",
+            " up ",
+            "job:up:sum",
+            "up{}",
+            "up{job='checkout'}",
+            "up {job=\"a\", instance =~ '10[.]0.*', zone != `b`,}",
+            "{__name__=\"up\"}",
+            "up{path=\"/a (b) [5m] @ - \\\"{}\\\" offset\"}",
+            "up{\n  job='checkout',\n}",
+            "rate",
+        ] {
+            assert!(SELECTOR.is_match(text), "{text}");
+        }
+        for text in [
+            "",
+            "{}",
+            "5",
+            "sum(up)",
+            "(up)",
+            "up[5m]",
+            "up offset 5m",
+            "up @ start()",
+            "up{job='a'} offset -5m",
+            "up{job='a'}[5m]",
+            "up + 0",
+            "-up",
+            "up or down",
+            "up{job='a'} or up{job='b'}",
+            "up{job=checkout}",
+            "up{job='checkout}",
+            "up{job='a' x='b'}",
+            "up{'job'}",
+            "up) or (vector(1)",
+            "up{job='a'} # up",
+            "1up",
+            "up{job='a\\'}",
+        ] {
+            assert!(!SELECTOR.is_match(text), "{text}");
+        }
     }
 }
