@@ -215,7 +215,7 @@ fn the_package_has_all_its_parts() {
     assert!(fields.contains("Recommends: polkitd"), "{fields}");
     let conffiles = Command::new("dpkg-deb").arg("--info").arg(&package).arg("conffiles").output();
     let conffiles = String::from_utf8(conffiles.expect("dpkg-deb starts").stdout).expect("text");
-    assert_eq!(conffiles.trim(), "/etc/vervet/vervet.toml");
+    assert_eq!(conffiles.trim(), "/etc/vervet/vervet.toml\n/etc/vervet/experiments/monkey.toml");
 }
 
 #[test]

@@ -52,9 +52,10 @@ const FORBIDDEN_IN_POLICY: [&str; 37] = [
 ];
 
 /// Who may start a program, and why. None of them is on the way of a fault, an abort or an undo.
-const MAY_EXEC: [(&str, &str); 6] = [
+const MAY_EXEC: [(&str, &str); 7] = [
     ("src/probe/command.rs", "the owner's own program says how many are ready, or whether all is well"),
     ("src/warden/client.rs", "the agent's second process: itself, before anything is injected"),
+    ("src/cli/standalone.rs", "an agent for the time of one run: this very program, before it is asked"),
     ("src/demo/reaper.rs", "spawns what the rest of the demo hands it, to reap it"),
     ("src/demo/sandbox.rs", "the demo plays in processes of its own"),
     ("src/demo/show.rs", "the play starts the agent, as a user would"),

@@ -239,11 +239,13 @@ fn obey(board: &Board, keys: &mut Keys, changes: &AtomicUsize, command: Command)
             drop(reply.send(answer));
         }
         Command::Pause { schedule, pause, reply } => {
-            count();
             let mut known = false;
             update(board, |snapshot| {
                 known = Arc::make_mut(&mut snapshot.agenda).pause(&schedule, pause);
             });
+            if known {
+                count();
+            }
             let _ = reply.send(known.then_some(true));
         }
         Command::Release { reply, .. } => {

@@ -325,7 +325,7 @@ fn calm(seed: u64) -> Year {
 fn days(year: &mut Year, days: u32) -> usize {
     let before = year.launched.len();
     for _ in 0..days * 24 * 12 {
-        year.pass(Duration::from_secs(300));
+        year.pass(Duration::from_mins(5));
         year.look();
         year.tell(Event::Tick);
     }
@@ -353,6 +353,7 @@ fn what_comes_between_a_slot_and_its_run_keeps_it_from_running() {
     let mut year = calm(2);
     // Half past two in Berlin.
     year.pass(Duration::from_mins(90));
+    year.look();
     let slot = year.now.wall;
     assert!(year.engine.may_begin("daily", slot, year.now).is_ok());
     let (reason, by) = ("so".to_owned(), "somebody".to_owned());
