@@ -9,7 +9,6 @@ use std::{
     time::Duration,
 };
 
-use jiff::Timestamp;
 use rand::RngExt as _;
 use tokio::sync::{mpsc, oneshot, watch};
 use uuid::Uuid;
@@ -22,7 +21,6 @@ use crate::{
     host::{Host, linux::process::Processes},
     journal,
     policy::{
-        calendar::{Memory, Outcome as SlotOutcome, Slot},
         engine::{Effect, Engine, Event, Outcome, Start},
         time::{Moment, Now},
     },
@@ -37,6 +35,10 @@ use super::{
     scribe::{Job, Looked, Scribe},
     workers::Worker,
 };
+
+mod launch;
+
+use launch::{Launch, tell_slot};
 
 /// Everything the loop is made of.
 pub struct Parts<H> {
@@ -82,13 +84,6 @@ enum Note {
     Released(u64, Result<(), String>),
 }
 
-/// A run that a schedule begins.
-struct Launch {
-    schedule: String,
-    slot: Timestamp,
-    seed: u64,
-}
-
 type StartReply = oneshot::Sender<Result<Arc<RunView>, RequestError>>;
 type ReleaseReply = oneshot::Sender<Result<Option<HaltView>, RequestError>>;
 
@@ -125,9 +120,6 @@ pub struct EventLoop<H> {
 
 /// How long a halt's answer waits for the disk; after that it says that it is not durable (yet).
 const HALT_PATIENCE: Duration = Duration::from_millis(50);
-
-/// How long a scheduled run waits for its experiment to be read.
-const LIBRARY_PATIENCE: Duration = Duration::from_secs(30);
 
 /// Idempotency keys that are remembered without asking the journal.
 const REMEMBERED_KEYS: usize = 1_000;
@@ -498,46 +490,6 @@ impl<H: Host + 'static> EventLoop<H> {
         view
     }
 
-    /// Begins the run of a schedule, or says why not.
-    fn launch(&mut self, launch: Launch, result: Result<Arc<Experiment>, String>) {
-        let Launch { schedule, slot, seed } = launch;
-        let may = self.parts.engine.may_begin(&schedule, slot, (self.parts.clock)());
-        let leashed = may.map(|planned| planned.schedule.leashed);
-        let result = result.and_then(|experiment| {
-            let (caller, seed) = (format!("schedule:{schedule}"), Some(seed));
-            let (plan, idempotency, leashed) = (None, None, leashed?);
-            let request = StartRequest { experiment, seed, plan, caller, idempotency, leashed };
-            Ok(self.start(request).id)
-        });
-        self.handle(Event::Launched { schedule, slot, result });
-    }
-
-    /// Reads an experiment of the library, on a thread that may wait for the disk, but not for ever.
-    fn load(&self, launch: Launch, experiment: String) {
-        let library = document::Library::new(&self.parts.engine.policy().experiments);
-        let notes = self.notes.0.clone();
-        let read = tokio::task::spawn_blocking(move || library.load(&experiment));
-        tokio::spawn(async move {
-            let result = match tokio::time::timeout(LIBRARY_PATIENCE, read).await {
-                Ok(Ok(Ok((experiment, _)))) => Ok(Arc::new(experiment)),
-                Ok(Ok(Err(error))) => Err(error.to_string()),
-                Ok(Err(error)) => Err(format!("reading the experiment failed: {error}")),
-                Err(_) => Err(format!("the experiment was not read within {LIBRARY_PATIENCE:?}")),
-            };
-            let _ = notes.send(Note::Loaded { launch, result });
-        });
-    }
-
-    fn remember(&mut self, memory: Memory) {
-        let waiting = std::mem::take(&mut self.pauses);
-        let answer = Box::new(move |stored| {
-            for reply in waiting {
-                let _ = reply.send(Some(stored));
-            }
-        });
-        self.parts.scribe.write(Job::Remember { memory: Box::new(memory), answer });
-    }
-
     fn perform(&mut self, effect: Effect) {
         let hands = self.parts.hands.clone();
         let events = self.parts.events.0.clone();
@@ -685,18 +637,6 @@ impl<H: Host + 'static> EventLoop<H> {
             let known: BTreeSet<Uuid> = self.parts.engine.run_ids().collect();
             logs.retain(|id, _| known.contains(id));
         }
-    }
-}
-
-fn tell_slot(slot: &Slot) {
-    let (schedule, at) = (&slot.schedule, slot.at);
-    match &slot.outcome {
-        SlotOutcome::Started { run } => tracing::info!(%schedule, %at, %run, "scheduled run begun"),
-        SlotOutcome::Skipped { why } => tracing::warn!(%schedule, %at, %why, "scheduled run skipped"),
-        SlotOutcome::Missed { slots } => tracing::warn!(
-            %schedule, last = %at, slots,
-            "scheduled runs missed (the agent or the host was not there); they are not made up for"
-        ),
     }
 }
 

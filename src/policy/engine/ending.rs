@@ -81,6 +81,24 @@ impl Engine {
         self.advance(id, now, out);
     }
 
+    /// A part of it may be on the host: it is undone at once, and the run is over.
+    pub(super) fn injection_failed(
+        &mut self,
+        id: Uuid,
+        step: usize,
+        error: String,
+        now: Now,
+        out: &mut Effects,
+    ) {
+        let Some(run) = self.runs.get_mut(&id) else { return };
+        run.steps[step].errors.push(error.clone());
+        let name = run.spec(step).name.clone();
+        self.log(id, Some(step), "injection_failed", error.clone(), json!({}), now, out);
+        let why = Reason::InjectionFailed { step: name, error };
+        self.stop(id, Stop { verdict: Verdict::Inconclusive, by: None, why }, now, out);
+        self.revert_step(id, step, now, out);
+    }
+
     /// Moves a run on if what it was waiting for is there.
     pub(super) fn advance(&mut self, id: Uuid, now: Now, out: &mut Effects) {
         let Some(run) = self.runs.get_mut(&id) else { return };

@@ -346,24 +346,6 @@ impl Engine {
         }
     }
 
-    /// A part of it may be on the host: it is undone at once, and the run is over.
-    pub(super) fn injection_failed(
-        &mut self,
-        id: Uuid,
-        step: usize,
-        error: String,
-        now: Now,
-        out: &mut Effects,
-    ) {
-        let Some(run) = self.runs.get_mut(&id) else { return };
-        run.steps[step].errors.push(error.clone());
-        let name = run.spec(step).name.clone();
-        self.log(id, Some(step), "injection_failed", error.clone(), json!({}), now, out);
-        let why = Reason::InjectionFailed { step: name, error };
-        self.stop(id, Stop { verdict: Verdict::Inconclusive, by: None, why }, now, out);
-        self.revert_step(id, step, now, out);
-    }
-
     fn measure(&mut self, id: Uuid, step: usize, out: &mut Effects) {
         let Some(state) = self.runs.get(&id).map(|run| &run.steps[step]) else { return };
         if let Some(prepared) = state.prepared.clone() {
