@@ -171,6 +171,8 @@ pub fn run(config: &Path, until_eof: bool) -> anyhow::Result<u32> {
     if let Some(server) = Arc::into_inner(server) {
         runtime.block_on(server.stop());
     }
+    // A file of events on a mount that hangs must not keep the process.
+    runtime.shutdown_timeout(Duration::from_secs(1));
     tracing::info!(stuck, "stopped");
     Ok(stuck)
 }
