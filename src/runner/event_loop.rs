@@ -302,8 +302,7 @@ impl<H: Host + 'static> EventLoop<H> {
                 }
             }
             Command::Pause { schedule, pause, reply } => {
-                let all = self.parts.engine.agenda().planned();
-                if !all.iter().any(|one| one.schedule.name == schedule) {
+                if self.parts.engine.agenda().schedule(&schedule).is_none() {
                     let _ = reply.send(None);
                     return;
                 }

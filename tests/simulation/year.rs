@@ -116,6 +116,10 @@ impl Year {
                 }
                 Effect::Remember(memory) => self.memory = *memory,
                 Effect::Slot(slot) => self.told.push(slot),
+                // A freeze ends it, too, and not only the one who began it.
+                Effect::Save(run) if run.finished_at.is_some() && self.person == Some(run.id) => {
+                    self.person = None;
+                }
                 _ => {}
             }
         }

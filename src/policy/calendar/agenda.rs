@@ -230,7 +230,7 @@ impl Agenda {
 
     /// Pauses a schedule, or resumes it. `false`: there is none of this name.
     pub fn pause(&mut self, name: &str, pause: Option<Pause>) -> bool {
-        if !self.planned.iter().any(|one| one.schedule.name == name) {
+        if self.schedule(name).is_none() {
             return false;
         }
         match (pause, self.memory.paused.get(name)) {
@@ -287,6 +287,12 @@ impl Agenda {
     #[must_use]
     pub fn planned(&self) -> &[Planned] {
         &self.planned
+    }
+
+    /// The schedule of this name.
+    #[must_use]
+    pub fn schedule(&self, name: &str) -> Option<&Planned> {
+        self.planned.iter().find(|one| one.schedule.name == name)
     }
 
     /// Every freeze, with the latest sight of what it goes by.

@@ -134,8 +134,7 @@ pub fn spans(
     until: Timestamp,
     most: usize,
 ) -> Vec<(Span, Option<String>)> {
-    // `from` may be `until`: what is in force at that moment.
-    let within = |span: &Span| (span.from < until || span.contains(from)) && span.until > from;
+    let within = |span: &Span| span.from < until && span.until > from;
     match (&freeze.when, sight) {
         (When::Dates { from, until, .. }, _) => {
             let span = Span { from: *from, until: *until };

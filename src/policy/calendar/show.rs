@@ -61,7 +61,7 @@ impl Agenda {
     }
 
     fn past(&self, slot: &Slot) -> SlotView {
-        let planned = self.planned().iter().find(|one| one.schedule.name == slot.schedule);
+        let planned = self.schedule(&slot.schedule);
         let (state, run, why) = match &slot.outcome {
             Outcome::Started { run } => (SlotState::Started, Some(*run), None),
             Outcome::Skipped { why } => (SlotState::Skipped, None, Some(why.clone())),
@@ -161,12 +161,11 @@ impl Agenda {
     /// The freeze that will be in force at a time to come. Conditions are taken to hold by then, unless
     /// it is known otherwise: nobody can see them in advance.
     fn frozen_at(&self, at: Timestamp, now: Now) -> Option<String> {
-        let mut names = self.freezes().filter(|(freeze, sight)| {
-            freeze::spans(freeze, *sight, at, at, 1).iter().any(|(span, _)| span.contains(at))
-                || matches!(freeze.when, When::Calendar { .. })
-                    && self.frozen_by(&freeze.name, now).is_some_and(|frozen| frozen.until.is_none())
-        });
-        names.next().map(|(freeze, _)| format!("frozen: {}", freeze.name))
+        let then = Now { wall: at, ..now };
+        let mut foreseen =
+            self.freezes().filter(|(freeze, _)| !matches!(freeze.when, When::Unless { .. }));
+        let frozen = foreseen.find_map(|(freeze, _)| self.frozen_by(&freeze.name, then));
+        frozen.map(|frozen| format!("frozen: {}", frozen.name))
     }
 }
 

@@ -191,6 +191,24 @@ fn the_calendar_of_a_schedule_with_a_zone_is_right_over_both_changes() {
 }
 
 #[test]
+fn the_calendar_holds_back_what_will_be_frozen_and_all_of_what_cannot_be_known() {
+    let dates = "[[freeze]]\nname = \"dates\"\nfrom = \"2026-11-22T11:30\"\nuntil = \"2026-11-22T13:00\"\n\
+                 zone = \"UTC\"\n[[freeze]]\nname = \"outage\"\nunless = { tcp = \"127.0.0.1:1\" }\n";
+    let now = now("2026-11-22T10:30Z", 0);
+    let held = |agenda: &Agenda| -> Vec<_> {
+        let calendar = agenda.calendar(now.wall, at("2026-11-22T14:00Z"), now);
+        calendar.slots.into_iter().map(|slot| slot.why).collect()
+    };
+    let dates = agenda(&format!("{HOURLY}{dates}"), now.wall);
+    let frozen = |name: &str| Some(format!("frozen: {name}"));
+    // The condition does not hold, or is not known to; by then it may. The end of the dates is exclusive.
+    assert_eq!(held(&dates), [None, frozen("dates"), None, None]);
+    let file = "[[freeze]]\nname = \"file\"\ncalendar = \"/x.ics\"\nzone = \"UTC\"\n";
+    let file = agenda(&format!("{HOURLY}{file}"), now.wall);
+    assert_eq!(held(&file), [frozen("file"), frozen("file"), frozen("file"), frozen("file")]);
+}
+
+#[test]
 fn a_window_goes_by_the_wall_clock_over_both_changes() {
     let drawn = schedule(
         "mean_time_between = \"1d\"\n\

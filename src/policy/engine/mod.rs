@@ -214,7 +214,9 @@ impl Engine {
             .filter(|(name, _)| active().any(|run| watch::is_under_watch(run) && run.watches(name)))
             .filter_map(|(_, group)| group.overdue_at());
         let slot = self.agenda.next_slot().filter(|_| !self.stopping && !self.on_call);
-        let agenda = slot.into_iter().chain(self.agenda.next_freeze(now.wall)).min().map(|at| {
+        // Only a run minds the moment at which a freeze begins.
+        let freeze = active().next().and_then(|_| self.agenda.next_freeze(now.wall));
+        let agenda = slot.into_iter().chain(freeze).min().map(|at| {
             now.mono.plus(Duration::try_from(at.duration_since(now.wall)).unwrap_or_default())
         });
         steps.chain(phases).chain(probes).chain(sight).chain(self.next_renewal).chain(agenda).min()

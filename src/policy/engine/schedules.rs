@@ -69,8 +69,7 @@ impl Engine {
     /// # Errors
     /// What stands against it, in words for people.
     pub fn may_begin(&self, schedule: &str, at: Timestamp, now: Now) -> Result<&Planned, String> {
-        let planned = self.agenda.planned().iter().find(|one| one.schedule.name == schedule);
-        let planned = planned.filter(|one| one.schedule.enabled);
+        let planned = self.agenda.schedule(schedule).filter(|one| one.schedule.enabled);
         let planned = planned.ok_or("the policy has no such schedule any more")?;
         if now.wall.duration_since(at) > GRACE {
             return Err("its time was over before it could begin".to_owned());
